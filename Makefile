@@ -1,0 +1,56 @@
+# Every verb of the project; `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test lint format requirements clean
+
+help: ## List the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.server ## Install the server into .venv
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.server: requirements/build.txt requirements/server.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) -r requirements/build.txt
+	$(PIP) -r requirements/server.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.test: requirements/test.txt $(VENV)/.server
+	$(PIP) -r requirements/test.txt
+	@touch $@
+
+serve: $(VENV)/.server ## Serve the example model on http://127.0.0.1:8000
+	@echo "Once it listens, this scores two flowers:"
+	@echo
+	@echo "  curl http://127.0.0.1:$${SCORER_PORT:-8000}/v1/models/iris:predict -d '{\"instances\": [[6.8, 2.8, 4.8, 1.4], [6.0, 3.4, 4.5, 1.6]]}'"
+	@echo
+	@SCORER_MODEL=$${SCORER_MODEL:-examples/iris/model.ubj} WEB_CONCURRENCY=$${WEB_CONCURRENCY:-2} exec $(BIN)/xgboost-server serve
+
+test: $(VENV)/.test ## Install what the tests need and run them
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test ## Lay the code out
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+requirements: ## Lock the dependencies of pyproject.toml anew (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements/server.txt
+	for group in test train bench; do \
+	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	    --group $$group -c requirements/server.txt -o requirements/$$group.txt; \
+	done
+
+clean: ## Remove what the other verbs made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

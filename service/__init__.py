@@ -1,0 +1,3 @@
+"""An XGBoost model file becomes a scoring endpoint."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,106 @@
+"""The values that travel between the doors, the wires and the scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class Incoming:
+    """One request, whole: header names in lower case, the body already inflated."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    request_id: str
+    query: str = ""
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """One answer. `content_type` is exact: some clients compare it byte by byte."""
+
+    status: int
+    content_type: str
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows to score: float32, shape (rows, columns), NaN where a value is missing.
+
+    `names` are the columns as the caller named them, or None when they are in the model's order.
+    `place` is where the rows stand in the request (`instances`), for error messages.
+    `reply` is whatever the wire that decoded the request needs again to encode the answer.
+    """
+
+    values: Floats
+    place: str
+    names: tuple[str, ...] | None = None
+    version: str | None = None
+    reply: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model gave a score: name, version, sha256 of its file."""
+
+    name: str
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What a model expects and gives.
+
+    `feature_names` is empty when the file holds none. `outputs` is the number of values a row gets.
+    """
+
+    features: int
+    feature_names: tuple[str, ...]
+    feature_types: tuple[str, ...]
+    objective: str
+    outputs: int
+    rounds: int
+
+
+@dataclass(slots=True)
+class Scores:
+    """float32, shape (rows,) for one value a row, or (rows, outputs)."""
+
+    values: Floats
+    model: ModelIdentity
+
+
+@dataclass(slots=True)
+class Stages:
+    """Seconds a request spent decoding, predicting and encoding."""
+
+    decode: float = 0.0
+    predict: float = 0.0
+    encode: float = 0.0
+
+
+@dataclass(slots=True)
+class Observation:
+    """What there is to count once a request has been answered."""
+
+    route: str
+    wire: str
+    status: int
+    seconds: float
+    rows: int = 0
+    stages: Stages | None = None
+    rejected: str = ""
+    request_bytes: int = 0
+    response_bytes: int = 0
+    details: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,298 @@
+"""Everything that happens around a score, once: id, admission, decode, score, encode, errors, counting, log lines.
+
+Both doors use it alike. A door makes an `Incoming`, asks for a `Call` with `begin`, has it scored with `finish` (on a
+thread if `may_block` says so), packs `call.outgoing` into HTTP and hands the call to `close`, which counts it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+import re
+import time
+import zlib
+
+import orjson
+
+from service.batch import Batch, Incoming, Observation, Outgoing, Stages
+from service.errors import (
+    InternalError,
+    MalformedBodyError,
+    ModelNotFoundError,
+    NotReadyError,
+    OverloadedError,
+    PayloadTooLargeError,
+    PredictionError,
+    ServiceError,
+    UnsupportedMediaTypeError,
+)
+from service.metrics import Recorder
+from service.models import LoadedModel
+from service.scoring import Scorer
+from service.settings import Settings
+from service.wire import ROUTES, WIRES, Route, encode_error, wire_of
+
+# Paths that score nothing; `{model}` and `{version}` as in the scoring routes.
+OTHER_ROUTES = (
+    "/",
+    "/livez",
+    "/readyz",
+    "/healthz",
+    "/metrics",
+    "/v1/models",
+    "/v1/models/{model}",
+    "/v2",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models",
+    "/v2/models/{model}",
+    "/v2/models/{model}/ready",
+    "/v2/models/{model}/versions/{version}",
+    "/v2/models/{model}/versions/{version}/ready",
+    "/v2/repository/index",
+)
+UNMATCHED = "unmatched"
+# The labels of the metrics: every route with its wire, and what matched none.
+ROUTE_LABELS = (
+    *((route.template, route.wire) for route in ROUTES),
+    *((route, wire_of(route)) for route in OTHER_ROUTES),
+    *((UNMATCHED, wire) for wire in WIRES),
+)
+PROBES = ("/livez", "/readyz", "/healthz")
+JSON = "application/json"
+ALIVE = Outgoing(200, JSON, b'{"status":"alive"}')
+READY = Outgoing(200, JSON, b'{"status":"ready"}')
+# Below this size the time to compress is longer than the time to send: 32 KiB take 0.3 ms, or 2,500 scores as JSON.
+COMPRESS_BYTES = 32 * 1024
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+INFLATION = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+
+
+class Call:
+    """One scoring request on its way through the edge; `outgoing` is there when it is answered."""
+
+    __slots__ = ("batch", "began", "incoming", "outgoing", "rejected", "route", "stages")
+
+    def __init__(self, route: Route, incoming: Incoming, began: float) -> None:
+        self.route = route
+        self.incoming = incoming
+        self.began = began
+        self.stages = Stages()
+        self.batch: Batch | None = None
+        self.outgoing: Outgoing | None = None
+        self.rejected = ""
+
+
+class Edge:
+    """Answers scoring requests with the model it was given; until then it is not ready."""
+
+    def __init__(self, settings: Settings, recorder: Recorder, log: logging.Logger) -> None:
+        self.settings = settings
+        self.recorder = recorder
+        self.log = log
+        self.unready = "loading the model"
+        self.scorer: Scorer | None = None
+        # Exact paths of the served model, so that the fast door finds a route with one look-up.
+        self.routes: dict[str, Route] = {}
+        self.identity_headers: tuple[tuple[str, str], ...] = ()
+        self._sampled = int(settings.access_log_ratio * 2**32)
+        self._random = random.Random()
+        self._id_prefix = f"{os.getpid():x}-{self._random.getrandbits(48):012x}-"
+        self._id_count = itertools.count(1)
+
+    def serve(self, model: LoadedModel) -> None:
+        """Answer with this model from now on."""
+        scorer = Scorer(model)
+        identity = model.identity
+        self.identity_headers = (
+            ("X-Model-Name", identity.name),
+            ("X-Model-Version", identity.version),
+            ("X-Model-Digest", f"sha256:{identity.digest}"),
+        )
+        self.routes = {route.template.format(model=identity.name, version=identity.version): route for route in ROUTES}
+        self.recorder.write_model(identity, model.load_seconds)
+        self.scorer = scorer
+        self.unready = ""
+
+    def request_id(self, given: str | None) -> str:
+        """The caller's id where it is one we can repeat in a header and a log, else a new one."""
+        if given is not None and REQUEST_ID.fullmatch(given):
+            return given
+        return f"{self._id_prefix}{next(self._id_count):x}"
+
+    def verify_model(self, name: str, version: str | None) -> Scorer:
+        """The scorer, if that is the model it has."""
+        scorer = self.verify_loaded()
+        identity = scorer.identity
+        if name != identity.name or version not in (None, identity.version):
+            raise ModelNotFoundError(identity.name, identity.version)
+        return scorer
+
+    def verify_loaded(self) -> Scorer:
+        if self.scorer is None:
+            raise NotReadyError(self.unready)
+        return self.scorer
+
+    # One scoring request.
+
+    def begin(self, route: Route, incoming: Incoming, began: float) -> Call:
+        """Admit and decode; the call has its answer already if either was refused."""
+        call = Call(route, incoming, began)
+        start = time.perf_counter()
+        try:
+            scorer = self.verify_loaded()
+            if self.recorder.in_flight > self.settings.max_in_flight:
+                raise OverloadedError("requests in flight")
+            self.inflate(incoming)
+            batch = route.decode(incoming)
+            if len(batch.values) > self.settings.max_rows_per_request:
+                raise PayloadTooLargeError("rows", self.settings.max_rows_per_request)
+            scorer.align(batch)
+            call.batch = batch
+        except ServiceError as error:
+            self._refuse(call, error)
+        except Exception:
+            self._refuse(call, self._log_fault(incoming, InternalError()))
+        call.stages.decode = time.perf_counter() - start
+        return call
+
+    def may_block(self, call: Call) -> bool:
+        """Whether `finish` should run on a thread rather than on the event loop."""
+        return call.batch is not None and self.scorer is not None and self.scorer.may_block(call.batch)
+
+    def finish(self, call: Call) -> Call:
+        """Score and encode, unless the call has its answer."""
+        if call.outgoing is not None or call.batch is None or self.scorer is None:
+            return call
+        start = time.perf_counter()
+        try:
+            scores = self.scorer.predict(call.batch)
+            predicted = time.perf_counter()
+            call.outgoing = call.route.encode(scores, call.batch)
+            self.deflate(call.outgoing, call.incoming.headers.get("accept-encoding"))
+        except Exception:
+            self._refuse(call, self._log_fault(call.incoming, PredictionError()))
+            return call
+        call.stages.predict = predicted - start
+        call.stages.encode = time.perf_counter() - predicted
+        return call
+
+    def close(self, call: Call, ended: float) -> Observation:
+        """What there is to count about an answered call; writes its log line if it gets one."""
+        outgoing = call.outgoing
+        if outgoing is None:
+            raise RuntimeError("a call without an answer")
+        seen = Observation(
+            call.route.template,
+            call.route.wire,
+            outgoing.status,
+            ended - call.began,
+            rows=0 if call.batch is None or outgoing.status != 200 else len(call.batch.values),
+            stages=call.stages,
+            rejected=call.rejected,
+            request_bytes=len(call.incoming.body),
+            response_bytes=len(outgoing.body),
+        )
+        self.log_request(seen, call.incoming.request_id)
+        return seen
+
+    # Any request.
+
+    def probe(self, path: str) -> Outgoing:
+        """Answer to a probe: alive as long as anything answers, ready once the model is loaded, until the drain."""
+        if path == "/livez":
+            return ALIVE
+        if not self.unready:
+            return READY
+        body = orjson.dumps({"status": "not ready", "reason": self.unready})
+        return Outgoing(503, JSON, body, (("Retry-After", "1"),))
+
+    def inflate(self, incoming: Incoming) -> None:
+        """Undo the body's content coding, never beyond the largest body that is allowed."""
+        coding = incoming.headers.get("content-encoding")
+        if coding is None or coding == "identity":
+            return
+        window = INFLATION.get(coding.strip().lower())
+        if window is None:
+            raise UnsupportedMediaTypeError("Content-Encoding: expected gzip, deflate or none")
+        limit = self.settings.max_body_bytes
+        stream = zlib.decompressobj(window)
+        try:
+            body = stream.decompress(incoming.body, limit + 1)
+        except zlib.error:
+            raise MalformedBodyError(f"the body is not {coding.strip().lower()} as Content-Encoding says") from None
+        if len(body) > limit:
+            raise PayloadTooLargeError("bytes after inflation", limit)
+        if not stream.eof or stream.unused_data:
+            raise MalformedBodyError("the compressed body is cut short, or has bytes after its end")
+        incoming.body = body
+
+    def deflate(self, outgoing: Outgoing, accept: str | None) -> None:
+        """Compress a long answer for a caller who accepts it."""
+        if accept is None or len(outgoing.body) < COMPRESS_BYTES:
+            return
+        codings = {part.partition(";")[0].strip().lower() for part in accept.split(",") if not refused(part)}
+        coding = next((coding for coding in ("gzip", "deflate") if coding in codings), None)
+        if coding is None:
+            return
+        stream = zlib.compressobj(1, zlib.DEFLATED, INFLATION[coding])
+        outgoing.body = stream.compress(outgoing.body) + stream.flush()
+        outgoing.headers += (("Content-Encoding", coding), ("Vary", "Accept-Encoding"))
+
+    def refuse(self, error: ServiceError, path: str, request_id: str) -> Outgoing:
+        """The answer to a request that failed, in the words of the path's protocol."""
+        outgoing = encode_error(error, path, request_id)
+        if error.retry_after_seconds is not None:
+            outgoing.headers += (("Retry-After", str(error.retry_after_seconds)),)
+        if error.allow:
+            outgoing.headers += (("Allow", ", ".join(error.allow)),)
+        if error.status == 415:
+            outgoing.headers += (("Accept-Encoding", "gzip, deflate, identity"),)
+        return outgoing
+
+    def _refuse(self, call: Call, error: ServiceError) -> None:
+        call.rejected = error.code
+        call.batch = None
+        call.outgoing = self.refuse(error, call.incoming.path, call.incoming.request_id)
+
+    def _log_fault(self, incoming: Incoming, error: ServiceError) -> ServiceError:
+        """One traceback for a fault of ours; a caller's mistake gets none."""
+        self.log.exception("fault", extra={"request_id": incoming.request_id, "path": incoming.path})
+        return error
+
+    def log_request(self, seen: Observation, request_id: str) -> None:
+        """A line for every slow request, and for the share of all that the settings ask for."""
+        is_slow = seen.seconds >= self.settings.slow_request_seconds
+        if not is_slow and (not self._sampled or self._random.getrandbits(32) >= self._sampled):
+            return
+        stages = seen.stages or Stages()
+        self.log.info(
+            "slow request" if is_slow else "request",
+            extra={
+                "request_id": request_id,
+                "route": seen.route,
+                "wire": seen.wire,
+                "status": seen.status,
+                "seconds": round(seen.seconds, 6),
+                "decode_seconds": round(stages.decode, 6),
+                "predict_seconds": round(stages.predict, 6),
+                "encode_seconds": round(stages.encode, 6),
+                "rows": seen.rows,
+                "error": seen.rejected,
+            },
+        )
+
+
+def refused(coding: str) -> bool:
+    """`gzip;q=0` means: not gzip (RFC 9110 section 12.4.2)."""
+    return re.search(r";\s*q=0(\.0*)?\s*$", coding) is not None
+
+
+def server_timing(stages: Stages) -> str:
+    """Milliseconds of each stage, as the Server-Timing header has them."""
+    return (
+        f"decode;dur={stages.decode * 1e3:.3f}, predict;dur={stages.predict * 1e3:.3f}, "
+        f"encode;dur={stages.encode * 1e3:.3f}"
+    )

@@ -1,0 +1,206 @@
+"""Every error that can reach a caller or an operator.
+
+    ServiceError                     status  code
+    ├── MalformedRequestError          400   malformed-request      not HTTP as the standards define it
+    ├── MalformedBodyError             400   malformed-body         not JSON, truncated, not the encoding it claims
+    ├── InvalidInputError              400   invalid-input          a value, a shape or a key is not what it should be
+    │   └── FeatureMismatchError       400   feature-mismatch       width or names differ from the model's features
+    ├── RouteNotFoundError             404   route-not-found
+    ├── ModelNotFoundError             404   model-not-found
+    ├── MethodNotAllowedError          405   method-not-allowed
+    ├── ReadTimeoutError               408   read-timeout           head or body did not arrive in time
+    ├── PayloadTooLargeError           413   payload-too-large      bytes, rows or chunks over the limit
+    ├── TargetTooLongError             414   target-too-long
+    ├── UnsupportedMediaTypeError      415   unsupported-media-type
+    ├── ExpectationFailedError         417   expectation-failed
+    ├── HeadTooLargeError              431   head-too-large
+    ├── PredictionError                500   prediction-failed      the model failed on rows that passed every check
+    ├── InternalError                  500   internal-error
+    ├── OverloadedError                503   overloaded
+    └── NotReadyError                  503   not-ready
+
+    StartError                       what stops a process from starting; holds every fault found
+    └── ModelFileError               one model file that cannot be served, and why
+
+A message says what, where and what would be right. It never repeats a caller's value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ServiceError(Exception):
+    """An answer other than 2xx: HTTP status, stable code, and a sentence for the caller."""
+
+    status = 500
+    code = "internal-error"
+    # Seconds, for Retry-After; None where coming back does not help.
+    retry_after_seconds: int | None = None
+    allow: tuple[str, ...] = ()
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class MalformedRequestError(ServiceError):
+    status = 400
+    code = "malformed-request"
+
+
+class MalformedBodyError(ServiceError):
+    status = 400
+    code = "malformed-body"
+
+
+class InvalidInputError(ServiceError):
+    """Something in a well-formed body is wrong; `place` reads like `instances[3][2]`."""
+
+    status = 400
+    code = "invalid-input"
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(f"{place}: {problem}" if place else problem)
+        self.place = place
+
+
+class FeatureMismatchError(InvalidInputError):
+    code = "feature-mismatch"
+
+
+class RouteNotFoundError(ServiceError):
+    status = 404
+    code = "route-not-found"
+
+    def __init__(self, routes: Sequence[str]) -> None:
+        super().__init__("no such path; this server scores at " + ", ".join(routes))
+
+
+class ModelNotFoundError(ServiceError):
+    status = 404
+    code = "model-not-found"
+
+    def __init__(self, served_name: str, served_version: str) -> None:
+        super().__init__(f"no such model or version; this server serves {served_name}, version {served_version}")
+
+
+class MethodNotAllowedError(ServiceError):
+    status = 405
+    code = "method-not-allowed"
+
+    def __init__(self, allow: Sequence[str]) -> None:
+        super().__init__("method not allowed here; use " + " or ".join(allow))
+        self.allow = tuple(allow)
+
+
+class ReadTimeoutError(ServiceError):
+    status = 408
+    code = "read-timeout"
+
+    def __init__(self, part: str, timeout_seconds: float) -> None:
+        super().__init__(f"the {part} did not arrive within {timeout_seconds:g} seconds")
+
+
+class PayloadTooLargeError(ServiceError):
+    status = 413
+    code = "payload-too-large"
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(f"too many {what}; the limit is {limit} a request")
+
+
+class TargetTooLongError(ServiceError):
+    status = 414
+    code = "target-too-long"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the request target is longer than {limit} bytes")
+
+
+class UnsupportedMediaTypeError(ServiceError):
+    status = 415
+    code = "unsupported-media-type"
+
+
+class ExpectationFailedError(ServiceError):
+    status = 417
+    code = "expectation-failed"
+
+    def __init__(self) -> None:
+        super().__init__("the only expectation this server knows is 100-continue")
+
+
+class HeadTooLargeError(ServiceError):
+    status = 431
+    code = "head-too-large"
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(f"too many header {what}; the limit is {limit}")
+
+
+class PredictionError(ServiceError):
+    code = "prediction-failed"
+
+    def __init__(self) -> None:
+        super().__init__("the model could not score these rows; the log has the reason under this request id")
+
+
+class InternalError(ServiceError):
+    def __init__(self) -> None:
+        super().__init__("an error of this server; the log has it under this request id")
+
+
+class OverloadedError(ServiceError):
+    status = 503
+    code = "overloaded"
+    retry_after_seconds = 1
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"too much work at the moment ({what}); try again in a second")
+
+
+class NotReadyError(ServiceError):
+    status = 503
+    code = "not-ready"
+    retry_after_seconds = 1
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"not ready: {reason}")
+        self.reason = reason
+
+
+ERRORS: tuple[type[ServiceError], ...] = (
+    MalformedRequestError,
+    MalformedBodyError,
+    InvalidInputError,
+    FeatureMismatchError,
+    RouteNotFoundError,
+    ModelNotFoundError,
+    MethodNotAllowedError,
+    ReadTimeoutError,
+    PayloadTooLargeError,
+    TargetTooLongError,
+    UnsupportedMediaTypeError,
+    ExpectationFailedError,
+    HeadTooLargeError,
+    PredictionError,
+    InternalError,
+    OverloadedError,
+    NotReadyError,
+)
+
+
+class StartError(Exception):
+    """What stops a process from starting, every fault of it, each with what would be right."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = tuple(faults)
+
+
+class ModelFileError(StartError):
+    """One model file that cannot be served."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__([reason])

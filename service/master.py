@@ -1,0 +1,193 @@
+"""Gunicorn's master: options, checks before the start, and the life of the shared metrics block.
+
+The master never imports xgboost (dmlc/xgboost#8040) and has exactly one thread. What needs xgboost before a fork, the
+check of the model, runs in a throw-away process: a file that kills XGBoost kills only that.
+
+`Master` adds to Gunicorn 27's arbiter what its hooks cannot do: the cause of a worker's exit, which `child_exit`
+does not get, and a reload that is refused when the new workers could not serve.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+
+from service.edge import ROUTE_LABELS
+from service.errors import StartError
+from service.logs import create_log
+from service.machine import ControlGroup, default_workers
+from service.metrics import Block
+from service.models import find_file
+from service.settings import Settings, read_settings
+
+# A model that takes longer to load than this would also be killed by the worker timeout.
+CHECK_SECONDS = 120
+
+
+def gunicorn_options(settings: Settings) -> dict[str, Any]:
+    """Gunicorn's settings, each with its reason."""
+    ports = [settings.port] + ([settings.admin_port] if settings.admin_port else [])
+    return {
+        "bind": [bind_address(settings.host, port) for port in ports],
+        "workers": settings.workers or default_workers(ControlGroup()),
+        "worker_class": "gthread",
+        "threads": 4,
+        "wsgi_app": "service.app:create_app()",
+        "keepalive": int(settings.keepalive_seconds),
+        "graceful_timeout": int(settings.drain_seconds),
+        # The heartbeat: a loop that has not turned for this long is killed and replaced.
+        "timeout": 30,
+        # Work waits where it is seen and counted, in the workers; the kernel's queue is for the moment of a restart.
+        "backlog": 1024,
+        # It starts a thread in the master, which forks; and it fails where there is no HOME.
+        "control_socket_disable": True,
+        # The heartbeat file must not wait for a disk.
+        "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir(),
+        "logger_class": "service.logs.GunicornLog",
+        "on_starting": create_block,
+        "pre_fork": claim_slot,
+        "child_exit": release_slot,
+    }
+
+
+def bind_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+# Before the start.
+
+
+def find_faults(settings: Settings) -> Iterator[str]:
+    """Whatever would stop these settings from being served: the model, the ports."""
+    yield from find_model_faults(settings)
+    for port in (settings.port, settings.admin_port):
+        if port and (reason := try_bind(settings.host, port)):
+            yield f"{bind_address(settings.host, port)}: {reason}"
+
+
+def find_model_faults(settings: Settings) -> Iterator[str]:
+    try:
+        find_file(settings)
+    except StartError as error:
+        yield from error.faults
+        return
+    command = [sys.executable, "-m", "service.cli", "check", str(settings.model)]
+    try:
+        check = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        yield f"{settings.model}: loading it takes longer than {CHECK_SECONDS} seconds"
+        return
+    if check.returncode < 0:
+        yield f"{settings.model}: loading it kills XGBoost ({signal.Signals(-check.returncode).name})"
+    elif check.returncode > 0:
+        yield check.stderr.strip().splitlines()[-1].removeprefix("xgboost-server: ")
+
+
+def try_bind(host: str, port: int) -> str:
+    """Why this address cannot be listened on; empty if it can."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with closing(socket.socket(family, kind, protocol)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+# The shared metrics block: hooks of Gunicorn.
+
+
+def create_block(arbiter: Any) -> None:
+    """Once, before the first fork; not in the configuration, which a HUP reads again."""
+    arbiter.scorer_block = Block(ROUTE_LABELS)
+    arbiter.scorer_group = ControlGroup()
+    arbiter.scorer_oom_kills = arbiter.scorer_group.oom_kills()
+
+
+def claim_slot(arbiter: Any, worker: Any) -> None:
+    worker.scorer_block = arbiter.scorer_block
+    worker.scorer_slot = arbiter.scorer_block.claim()
+    if worker.scorer_slot is None:
+        arbiter.log.error("no free slot for the metrics of another worker; its counts will be lost")
+
+
+def release_slot(arbiter: Any, worker: Any) -> None:
+    if worker.scorer_slot is not None:
+        arbiter.scorer_block.release(worker.scorer_slot, exit_cause(arbiter, worker))
+
+
+def exit_cause(arbiter: Any, worker: Any) -> str:
+    """One of `metrics.EXIT_CAUSES`."""
+    status = getattr(worker, "scorer_exit", None)
+    oom_kills = arbiter.scorer_group.oom_kills()
+    was_oom = oom_kills > arbiter.scorer_oom_kills
+    arbiter.scorer_oom_kills = oom_kills
+    if worker.aborted:
+        return "timeout"
+    if status is None:
+        return "unknown"
+    if status.si_code == os.CLD_EXITED:
+        return {0: "drained", Arbiter.WORKER_BOOT_ERROR: "boot"}.get(status.si_status, "error")
+    if status.si_status == signal.SIGKILL:
+        return "oom" if was_oom else "killed"
+    return "quit" if status.si_status in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT) else "crashed"
+
+
+class Master(Arbiter):  # type: ignore[misc]  # gunicorn 27 has no type hints
+    """Gunicorn's arbiter that knows why a worker went, and refuses to reload into a model that cannot be served."""
+
+    def reap_workers(self) -> None:
+        """Look at each dead worker's status before Gunicorn takes it away."""
+        for pid, worker in list(self.WORKERS.items()):
+            try:
+                status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                continue
+            if status is not None:
+                worker.scorer_exit = status
+        super().reap_workers()
+
+    def handle_hup(self) -> None:
+        try:
+            faults = list(find_model_faults(read_settings(os.environ)))
+        except StartError as error:
+            faults = list(error.faults)
+        if faults:
+            create_log().error("reload refused, the running workers go on", extra={"faults": faults})
+            return
+        super().handle_hup()
+
+
+class Server(BaseApplication):  # type: ignore[misc]  # gunicorn 27 has no type hints
+    """Gunicorn, configured by our settings instead of its command line."""
+
+    def load_config(self) -> None:
+        for name, value in gunicorn_options(read_settings(os.environ)).items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        from service.app import create_app
+
+        return create_app()
+
+    def run(self) -> None:
+        Master(self).run()
+
+
+def run_server(settings: Settings) -> None:
+    """Serve until told to stop; raises `StartError` before anything listens."""
+    faults = list(find_faults(settings))
+    if faults:
+        raise StartError(faults)
+    Server().run()

@@ -1,0 +1,65 @@
+"""Which model is served: the file, or the newest version in a folder of versions."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.artifact import ModelFile, read_model_file
+from service.batch import ModelIdentity
+from service.errors import ModelFileError
+from service.predictor import Predictor
+from service.settings import Settings
+
+FILE_NAMES = ("model.ubj", "model.json")
+# A file that is not in a folder of versions has this one, so that versioned URLs work for it as well.
+ONLY_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    identity: ModelIdentity
+    predictor: Predictor
+    load_seconds: float
+
+
+def find_model(place: Path) -> tuple[str, Path]:
+    """Version and file to serve."""
+    if not place.exists():
+        raise ModelFileError(f"{place}: no such file or folder")
+    if not place.is_dir():
+        return ONLY_VERSION, place
+    for name in FILE_NAMES:
+        if (place / name).is_file():
+            return ONLY_VERSION, place / name
+    versions = [
+        (folder.name, folder / name)
+        for folder in place.iterdir()
+        for name in FILE_NAMES
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", folder.name) and (folder / name).is_file()
+    ]
+    if not versions:
+        raise ModelFileError(f"{place}: expected <version>/model.ubj or <version>/model.json in this folder")
+    return max(versions, key=lambda version: natural_order(version[0]))
+
+
+def natural_order(version: str) -> list[tuple[int, int, str]]:
+    """2 before 10, and 1.9 before 1.10."""
+    parts = re.findall(r"\d+|\D+", version)
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
+
+
+def find_file(settings: Settings) -> tuple[str, ModelFile]:
+    version, path = find_model(settings.model)
+    return version, read_model_file(path, settings.model_sha256)
+
+
+def load_model(settings: Settings) -> LoadedModel:
+    """The model that the settings name, ready to predict, or `ModelFileError`."""
+    began = time.perf_counter()
+    version, file = find_file(settings)
+    predictor = Predictor.from_model_file(file)
+    identity = ModelIdentity(settings.model_name, version, file.digest)
+    return LoadedModel(identity, predictor, time.perf_counter() - began)

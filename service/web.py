@@ -1,0 +1,240 @@
+"""The Flask door: every route as a view. Views pack and unpack; what happens to a request is in the edge."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import flask
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+
+from service import __version__
+from service.batch import Incoming, Observation, Outgoing
+from service.edge import PROBES, UNMATCHED, Edge, server_timing
+from service.errors import (
+    InternalError,
+    MalformedRequestError,
+    MethodNotAllowedError,
+    PayloadTooLargeError,
+    RouteNotFoundError,
+    ServiceError,
+)
+from service.machine import ControlGroup
+from service.metrics import render
+from service.scoring import Scorer
+from service.wire import ROUTES, Route, wire_of
+from service.wire.open_inference import OUTPUT_NAME
+
+# Not for callers: on the admin port alone where there is one.
+ADMIN_ROUTES = ("/metrics", "/v2/repository/index")
+# The worker's loop puts a list there and counts what it finds in it: only the loop writes the worker's counters.
+OBSERVATIONS = "scorer.observations"
+
+
+def add_routes(app: Flask, edge: Edge, group: ControlGroup) -> None:
+    """All views, and what every answer has: headers, errors in the protocol's words, a count."""
+    app.config["MAX_CONTENT_LENGTH"] = edge.settings.max_body_bytes
+    app.url_map.merge_slashes = False
+    for route in ROUTES:
+        app.add_url_rule(to_rule(route.template), route.template, scoring_view(edge, route), methods=[route.method])
+    for path, view in (
+        *((probe, probe_view(edge, probe)) for probe in PROBES),
+        *metadata_views(edge),
+        ("/metrics", metrics_view(edge, group)),
+    ):
+        app.add_url_rule(to_rule(path), path, view)
+    app.add_url_rule("/v2/repository/index", "/v2/repository/index", repository_view(edge), methods=["POST"])
+    app.before_request(lambda: open_request(edge))
+    app.after_request(lambda response: close_request(edge, response))
+    app.register_error_handler(Exception, lambda error: answer_error(edge, error))
+
+
+def to_rule(template: str) -> str:
+    return template.replace("{", "<").replace("}", ">")
+
+
+# Around every request.
+
+
+def open_request(edge: Edge) -> None:
+    g.began = time.perf_counter()
+    g.call = None
+    g.rejected = ""
+    g.request_id = edge.request_id(request.headers.get("X-Request-Id"))
+    admin_port = edge.settings.admin_port
+    is_admin_route = request.url_rule is not None and request.url_rule.endpoint in ADMIN_ROUTES
+    if admin_port and is_admin_route and request.environ.get("SERVER_PORT") != str(admin_port):
+        raise NotFound
+
+
+def close_request(edge: Edge, response: Response) -> Response:
+    """Headers of every answer, and its count."""
+    ended = time.perf_counter()
+    response.headers["X-Request-Id"] = g.request_id
+    for name, value in edge.identity_headers:
+        response.headers[name] = value
+    if g.call is not None:
+        response.headers["Server-Timing"] = server_timing(g.call.stages)
+        seen = edge.close(g.call, ended)
+    else:
+        response.headers["Server-Timing"] = f"total;dur={(ended - g.began) * 1e3:.3f}"
+        route = request.url_rule.endpoint if request.url_rule is not None else UNMATCHED
+        known = route.startswith("/")
+        seen = Observation(
+            route if known else UNMATCHED,
+            wire_of(request.path),
+            response.status_code,
+            ended - g.began,
+            rejected=g.rejected,
+            response_bytes=response.content_length or 0,
+        )
+        edge.log_request(seen, g.request_id)
+    observations = request.environ.get(OBSERVATIONS)
+    if observations is not None:
+        observations.append(seen)
+    else:
+        with edge.recorder.lock:
+            edge.recorder.observe(seen)
+    return response
+
+
+def answer_error(edge: Edge, error: Exception) -> Response:
+    problem = to_service_error(edge, error)
+    if isinstance(problem, InternalError):
+        edge.log.exception("fault", extra={"request_id": g.request_id, "route": str(request.url_rule)})
+    g.rejected = problem.code
+    return to_response(edge.refuse(problem, request.path, g.request_id))
+
+
+def to_service_error(edge: Edge, error: Exception) -> ServiceError:
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, NotFound):
+        return RouteNotFoundError([route.template for route in ROUTES])
+    if isinstance(error, MethodNotAllowed):
+        return MethodNotAllowedError(sorted(error.valid_methods or ()))
+    if isinstance(error, RequestEntityTooLarge):
+        return PayloadTooLargeError("bytes", edge.settings.max_body_bytes)
+    if isinstance(error, HTTPException) and error.code is not None and error.code < 500:
+        return MalformedRequestError("not a request that this server understands")
+    return InternalError()
+
+
+def to_response(outgoing: Outgoing) -> Response:
+    response = Response(outgoing.body, outgoing.status)
+    response.headers["Content-Type"] = outgoing.content_type
+    response.headers.extend(outgoing.headers)
+    return response
+
+
+# Scoring.
+
+
+def scoring_view(edge: Edge, route: Route) -> Any:
+    def view(model: str | None = None, version: str | None = None) -> Response:
+        if model is not None:
+            edge.verify_model(model, version)
+        incoming = Incoming(
+            request.method,
+            request.path,
+            {name.lower(): value for name, value in request.headers.items()},
+            request.get_data(cache=False),
+            g.request_id,
+        )
+        g.call = edge.finish(edge.begin(route, incoming, g.began))
+        return to_response(g.call.outgoing)
+
+    return view
+
+
+# Health, metadata, metrics.
+
+
+def probe_view(edge: Edge, path: str) -> Any:
+    return lambda: to_response(edge.probe(path))
+
+
+def metrics_view(edge: Edge, group: ControlGroup) -> Any:
+    def view() -> Response:
+        text, content_type = render(edge.recorder.block, group, request.headers.get("Accept", ""))
+        return to_response(Outgoing(200, content_type, text))
+
+    return view
+
+
+def repository_view(edge: Edge) -> Any:
+    """Triton's model repository extension: the index."""
+
+    def view() -> Response:
+        identity = edge.verify_loaded().identity
+        return flask.jsonify([{"name": identity.name, "version": identity.version, "state": "READY", "reason": ""}])
+
+    return view
+
+
+def metadata_views(edge: Edge) -> tuple[tuple[str, Any], ...]:
+    """What clients of V1 and V2 ask before they score; kserve's client (0.20) wants JSON from each."""
+
+    def server() -> Response:
+        return flask.jsonify(status="alive")
+
+    def v1_models() -> Response:
+        return flask.jsonify(models=[edge.verify_loaded().identity.name])
+
+    def v1_model(model: str) -> Response:
+        if model.endswith(":predict"):
+            raise MethodNotAllowedError(["POST"])
+        edge.verify_model(model, None)
+        return flask.jsonify(name=model, ready=True)
+
+    def v2() -> Response:
+        extensions = ["binary_tensor_data", "parameters", "model_repository"]
+        return flask.jsonify(name="xgboost-server", version=__version__, extensions=extensions)
+
+    def v2_live() -> Response:
+        return flask.jsonify(live=True)
+
+    def v2_ready() -> Response | tuple[Response, int]:
+        ready = not edge.unready
+        return flask.jsonify(ready=ready) if ready else (flask.jsonify(ready=ready, reason=edge.unready), 503)
+
+    def v2_model(model: str, version: str | None = None) -> Response:
+        return flask.jsonify(describe(edge.verify_model(model, version)))
+
+    def v2_model_ready(model: str, version: str | None = None) -> Response:
+        edge.verify_model(model, version)
+        return flask.jsonify(name=model, ready=True)
+
+    return (
+        ("/", server),
+        ("/v1/models", v1_models),
+        ("/v1/models/{model}", v1_model),
+        ("/v2", v2),
+        ("/v2/health/live", v2_live),
+        ("/v2/health/ready", v2_ready),
+        ("/v2/models", v1_models),
+        ("/v2/models/{model}", v2_model),
+        ("/v2/models/{model}/ready", v2_model_ready),
+        ("/v2/models/{model}/versions/{version}", v2_model),
+        ("/v2/models/{model}/versions/{version}/ready", v2_model_ready),
+    )
+
+
+def describe(scorer: Scorer) -> dict[str, Any]:
+    """Model metadata of the Open Inference Protocol; -1 is any number of rows."""
+    contract, identity = scorer.contract, scorer.identity
+    outputs = [-1] if contract.outputs == 1 else [-1, contract.outputs]
+    return {
+        "name": identity.name,
+        "versions": [identity.version],
+        "platform": "xgboost",
+        "inputs": [{"name": "input-0", "datatype": "FP32", "shape": [-1, contract.features]}],
+        "outputs": [{"name": OUTPUT_NAME, "datatype": "FP32", "shape": outputs}],
+        "parameters": {
+            "digest": f"sha256:{identity.digest}",
+            "objective": contract.objective,
+            "feature_names": list(contract.feature_names),
+            "rounds": contract.rounds,
+        },
+    }

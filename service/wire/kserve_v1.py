@@ -1,0 +1,39 @@
+"""KServe V1: `POST /v1/models/<model>:predict`.
+
+    {"instances": [[6.8, 2.8, 4.8, 1.4], …]}  →  {"predictions": [1.0, …]}
+
+`inputs` may stand for `instances` and wins where both are given, as in KServe 0.20. The content type of an error
+is exactly `application/json`: kserve's client (0.20) shows the text of no other.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from service.batch import Batch, Incoming, Outgoing, Scores
+from service.errors import InvalidInputError, ServiceError
+from service.wire.matrix import has_strings, kind, read_document, read_rows, verify_json_type
+
+JSON = "application/json"
+NUMPY = orjson.OPT_SERIALIZE_NUMPY
+
+
+def decode(incoming: Incoming) -> Batch:
+    verify_json_type(incoming)
+    document = read_document(incoming.body)
+    if not isinstance(document, dict):
+        raise InvalidInputError("body", f"expected an object with the key 'instances', got {kind(document)}")
+    key = "inputs" if "inputs" in document else "instances"
+    if key not in document:
+        raise InvalidInputError("body", "expected the key 'instances', a list of rows")
+    strings = has_strings(incoming.body, {**document, key: None})
+    values, names = read_rows(document[key], key, strings=strings, body=incoming.body)
+    return Batch(values, key, names)
+
+
+def encode(scores: Scores, batch: Batch) -> Outgoing:
+    return Outgoing(200, JSON, b'{"predictions":' + orjson.dumps(scores.values, option=NUMPY) + b"}")
+
+
+def encode_error(error: ServiceError, request_id: str) -> Outgoing:
+    return Outgoing(error.status, JSON, orjson.dumps({"error": error.message, "code": error.code}))

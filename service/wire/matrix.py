@@ -1,0 +1,191 @@
+"""JSON rows to float32 matrices, with the place of whatever is wrong.
+
+The common case, rows of numbers, costs one parse and one conversion in C. Only when that fails are the
+values walked in Python, to find the place for the message.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from service.batch import Floats, Incoming
+from service.errors import (
+    FeatureMismatchError,
+    InvalidInputError,
+    MalformedBodyError,
+    UnsupportedMediaTypeError,
+)
+
+KINDS = {
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+# true and false are 1 and 0, as in pandas and in XGBoost's own boolean columns; null is a missing value.
+NUMBERS = frozenset((int, float, bool, type(None)))
+# A name in a message is the caller's own text: enough of it to find it again, no more.
+SHOWN_NAME_LENGTH = 64
+SHOWN_NAMES = 5
+
+
+def kind(value: object) -> str:
+    return KINDS.get(type(value), "something else")
+
+
+def shown(names: Sequence[str]) -> str:
+    """A few names for a message, cut to a bearable length."""
+    some = ", ".join(f"'{name[:SHOWN_NAME_LENGTH]}'" for name in names[:SHOWN_NAMES])
+    return some + (f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else "")
+
+
+def verify_json_type(incoming: Incoming) -> None:
+    """Refuse what says that it is something else than JSON.
+
+    The KServe tutorial's curl says `application/x-www-form-urlencoded` and tritonclient says nothing at all;
+    both send JSON.
+    """
+    content_type = incoming.headers.get("content-type")
+    if content_type is None or content_type == "application/json":
+        return
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type in ("", "application/json", "application/x-www-form-urlencoded", "text/plain", "text/json"):
+        return
+    if media_type.startswith("application/") and media_type.endswith("+json"):
+        return
+    raise UnsupportedMediaTypeError("Content-Type: expected application/json")
+
+
+def read_document(body: bytes | memoryview) -> Any:
+    """The parsed body. The literal NaN, which is not JSON, is read: three client libraries write it."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        text = bytes(body)
+        if not text.strip():
+            raise MalformedBodyError("the body is empty; expected JSON") from None
+        if b"NaN" in text or b"Infinity" in text:
+            return read_slowly(text)
+        raise MalformedBodyError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+
+
+def read_slowly(text: bytes) -> Any:
+    """What orjson 3.13 cannot do: NaN and Infinity as numbers, and keys that stand twice in one object."""
+    try:
+        return json.loads(text, object_pairs_hook=object_without_duplicates)
+    except json.JSONDecodeError as error:
+        raise MalformedBodyError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise MalformedBodyError("not JSON: not UTF-8, or nested too deeply") from None
+    except ValueError:
+        raise MalformedBodyError("not JSON: a number has too many digits") from None
+
+
+def object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        raise FeatureMismatchError("", f"given twice: {shown(twice)}")
+    return document
+
+
+def has_strings(body: bytes | memoryview, without_rows: object) -> bool:
+    """Whether a string can hide among the rows: the body has more quotes than the rest of the document.
+
+    numpy 2.4 reads the string "1.5" as a number when it is asked for floats, so the question must be put before.
+    """
+    return bytes(body).count(b'"') != orjson.dumps(without_rows).count(b'"')
+
+
+def read_rows(rows: object, place: str, *, strings: bool, body: bytes) -> tuple[Floats, tuple[str, ...] | None]:
+    """Matrix and column names of a list of rows; the names are None where rows are plain lists."""
+    if not isinstance(rows, list):
+        raise InvalidInputError(place, f"expected a list of rows, got {kind(rows)}")
+    if not rows:
+        raise InvalidInputError(place, "expected at least one row, got an empty list")
+    if isinstance(rows[0], dict):
+        return read_named_rows(rows, place, body)
+    return to_matrix(rows, place, strings=strings), None
+
+
+def to_matrix(rows: list[Any], place: str, *, strings: bool) -> Floats:
+    if strings:
+        explain(rows, place)
+    try:
+        with np.errstate(over="ignore"):
+            values = np.array(rows, dtype=np.float32)
+    except (ValueError, TypeError, OverflowError):
+        explain(rows, place)
+        raise InvalidInputError(place, "expected rows of numbers") from None
+    if values.ndim != 2:
+        explain(rows, place)
+        raise InvalidInputError(place, "expected rows of numbers")
+    verify_range(values, place)
+    return values
+
+
+def verify_range(values: Floats, place: str) -> None:
+    """Refuse infinity and what overflows to it in float32; NaN is a missing value."""
+    infinite = np.isinf(values)
+    if infinite.any():
+        where = "".join(f"[{index}]" for index in np.argwhere(infinite)[0])
+        raise InvalidInputError(place + where, "expected a finite number that float32 can hold")
+
+
+def explain(rows: list[Any], place: str) -> None:
+    """Raise for the first value that is not a number and the first row of another width; else return."""
+    width = len(rows[0]) if isinstance(rows[0], list) else 0
+    for i, row in enumerate(rows):
+        if not isinstance(row, list):
+            raise InvalidInputError(f"{place}[{i}]", f"expected a row (a list of numbers), got {kind(row)}")
+        if len(row) != width:
+            raise InvalidInputError(f"{place}[{i}]", f"expected {width} values as in the first row, got {len(row)}")
+        for j, value in enumerate(row):
+            if type(value) not in NUMBERS:
+                raise InvalidInputError(f"{place}[{i}][{j}]", f"expected a number, got {kind(value)}")
+
+
+def read_named_rows(rows: list[Any], place: str, body: bytes) -> tuple[Floats, tuple[str, ...]]:
+    """Rows as objects, every one with the keys of the first, in any order."""
+    refuse_duplicates(rows, body)
+    names = tuple(rows[0])
+    table = []
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise InvalidInputError(f"{place}[{i}]", f"expected an object as in the first row, got {kind(row)}")
+        try:
+            values = [row[name] for name in names]
+        except KeyError:
+            missing = [name for name in names if name not in row]
+            raise FeatureMismatchError(f"{place}[{i}]", f"missing {shown(missing)}") from None
+        if len(row) != len(names):
+            unknown = [name for name in row if name not in rows[0]]
+            raise FeatureMismatchError(f"{place}[{i}]", f"{shown(unknown)} not in the first row")
+        table.append([unwrapped(value) for value in values])
+    for i, values in enumerate(table):
+        for name, value in zip(names, values, strict=True):
+            if type(value) not in NUMBERS:
+                where = f"{place}[{i}].{name[:SHOWN_NAME_LENGTH]}"
+                raise InvalidInputError(where, f"expected a number, got {kind(value)}")
+    return to_matrix(table, place, strings=False), names
+
+
+def unwrapped(value: Any) -> Any:
+    """`[1.0]` is 1.0: KServe's own server reads a named row as a data frame of one-value columns."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def refuse_duplicates(rows: Sequence[Mapping[str, Any]], body: bytes) -> None:
+    """orjson keeps the last of two equal keys. More colons than keys and texts account for: look closely."""
+    keys = orjson.dumps(rows, option=orjson.OPT_NON_STR_KEYS)
+    if body.count(b":") > keys.count(b":"):
+        read_slowly(body)

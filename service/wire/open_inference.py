@@ -1,0 +1,262 @@
+"""Open Inference Protocol V2 over HTTP, JSON and binary tensors: `POST /v2/models/<model>/infer`.
+
+One input of shape (rows, features), or one input per feature of shape (rows) or (rows, 1): the columns of a data
+frame (MLServer's `pd` content type). Output: `output-0`, FP32, shape (rows) or (rows, outputs).
+
+Binary tensors follow the JSON head, whose length is in `Inference-Header-Content-Length` (Triton's binary tensor
+data extension). That header and not the content type tells: tritonclient sends no content type.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from service.batch import Batch, Floats, Incoming, Outgoing, Scores
+from service.errors import InvalidInputError, MalformedBodyError, ServiceError
+from service.wire.matrix import (
+    NUMBERS,
+    has_strings,
+    kind,
+    read_document,
+    verify_json_type,
+    verify_range,
+)
+
+JSON = "application/json"
+BINARY = "application/octet-stream"
+NUMPY = orjson.OPT_SERIALIZE_NUMPY
+OUTPUT_NAME = "output-0"
+HEAD_LENGTH = "inference-header-content-length"
+
+# Little-endian on the wire. BF16 has no numpy type: its bits are the upper half of a float32.
+DTYPES = {
+    "BOOL": np.dtype("?"),
+    "UINT8": np.dtype("<u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("<i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "BF16": np.dtype("<u2"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the answer must repeat: the id, and whether the scores go as binary."""
+
+    id: str
+    is_binary: bool
+
+
+def decode(incoming: Incoming) -> Batch:
+    """Rows of one request; `null` and NaN are missing values."""
+    head, tensors = split(incoming)
+    document = read_document(head)
+    if not isinstance(document, dict):
+        raise InvalidInputError("body", f"expected an object with the key 'inputs', got {kind(document)}")
+    inputs = document.get("inputs")
+    if not isinstance(inputs, list) or not inputs:
+        raise InvalidInputError("inputs", "expected a list of at least one tensor")
+    reply = read_reply(document, incoming)
+    strings = has_strings(head, without_data(document, inputs))
+    arrays = []
+    offset = 0
+    for i, tensor in enumerate(inputs):
+        array, offset = read_tensor(tensor, f"inputs[{i}]", tensors, offset, strings=strings)
+        arrays.append(array)
+    if offset != len(tensors):
+        raise InvalidInputError("inputs", f"expected {offset} bytes of binary data in all, got {len(tensors)}")
+    if len(inputs) == 1 and not is_frame(document, inputs[0]):
+        return Batch(to_rows(arrays[0], "inputs[0]"), "inputs[0].data", reply=reply)
+    names = tuple(str(tensor.get("name", "")) for tensor in inputs)
+    return Batch(to_columns(arrays), "inputs", names, reply=reply)
+
+
+def split(incoming: Incoming) -> tuple[bytes | memoryview, memoryview]:
+    """JSON head and binary tail."""
+    length = incoming.headers.get(HEAD_LENGTH)
+    if length is None:
+        verify_json_type(incoming)
+        return incoming.body, memoryview(b"")
+    if not length.isascii() or not length.isdigit() or len(length) > 12 or int(length) > len(incoming.body):
+        raise MalformedBodyError("Inference-Header-Content-Length: expected a number of bytes within the body")
+    view = memoryview(incoming.body)
+    return view[: int(length)], view[int(length) :]
+
+
+def without_data(document: dict[str, Any], inputs: list[Any]) -> object:
+    slim = [{**tensor, "data": None} if isinstance(tensor, dict) and "data" in tensor else tensor for tensor in inputs]
+    return {**document, "inputs": slim}
+
+
+def is_frame(document: dict[str, Any], tensor: dict[str, Any]) -> bool:
+    return parameters(document, "parameters").get("content_type") == "pd" and len(tensor.get("shape", ())) == 1
+
+
+def parameters(owner: dict[str, Any], place: str) -> dict[str, Any]:
+    found = owner.get("parameters")
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise InvalidInputError(place, f"expected an object, got {kind(found)}")
+    return found
+
+
+def read_reply(document: dict[str, Any], incoming: Incoming) -> Reply:
+    """`outputs[0].parameters.binary_data` overrides `parameters.binary_data_output`."""
+    identifier = document.get("id")
+    if identifier is not None and not isinstance(identifier, str):
+        raise InvalidInputError("id", f"expected a string, got {kind(identifier)}")
+    is_binary = parameters(document, "parameters").get("binary_data_output") is True
+    outputs = document.get("outputs")
+    if outputs is not None:
+        if not isinstance(outputs, list):
+            raise InvalidInputError("outputs", f"expected a list, got {kind(outputs)}")
+        for i, output in enumerate(outputs):
+            if not isinstance(output, dict) or output.get("name") != OUTPUT_NAME or i > 0:
+                raise InvalidInputError(f"outputs[{i}]", f"expected one output, named '{OUTPUT_NAME}'")
+            wish = parameters(output, f"outputs[{i}].parameters").get("binary_data")
+            is_binary = wish if isinstance(wish, bool) else is_binary
+    return Reply(identifier or incoming.request_id, is_binary)
+
+
+def read_tensor(tensor: Any, place: str, tensors: memoryview, offset: int, *, strings: bool) -> tuple[Floats, int]:
+    """One input as float32 in its own shape, and where the next one's bytes begin."""
+    if not isinstance(tensor, dict):
+        raise InvalidInputError(place, f"expected an object, got {kind(tensor)}")
+    shape = read_shape(tensor.get("shape"), f"{place}.shape")
+    datatype = tensor.get("datatype")
+    if datatype == "BYTES":
+        raise InvalidInputError(f"{place}.datatype", "expected a type of numbers; this model takes no texts")
+    if not isinstance(datatype, str) or datatype not in DTYPES:
+        raise InvalidInputError(f"{place}.datatype", "expected one of " + ", ".join(DTYPES))
+    size = parameters(tensor, f"{place}.parameters").get("binary_data_size")
+    if size is None:
+        return read_numbers(tensor, shape, place, strings=strings), offset
+    if "data" in tensor:
+        raise InvalidInputError(place, "expected either 'data' or 'binary_data_size', got both")
+    return read_binary(shape, datatype, size, place, tensors, offset), offset + size
+
+
+def read_shape(shape: Any, place: str) -> tuple[int, ...]:
+    if not isinstance(shape, list) or not 1 <= len(shape) <= 2:
+        raise InvalidInputError(place, "expected a list of one or two sizes")
+    for size in shape:
+        if type(size) is not int or not 1 <= size <= 2**31:
+            raise InvalidInputError(place, "expected whole numbers of at least 1")
+    return tuple(shape)
+
+
+def read_binary(
+    shape: tuple[int, ...], datatype: str, size: Any, place: str, tensors: memoryview, offset: int
+) -> Floats:
+    """A view on the body where the type is FP32; a converted copy otherwise."""
+    dtype = DTYPES[datatype]
+    expected = math.prod(shape) * dtype.itemsize
+    if type(size) is not int or size != expected:
+        raise InvalidInputError(
+            f"{place}.parameters.binary_data_size", f"expected {expected} for this shape and datatype"
+        )
+    if offset + size > len(tensors):
+        raise InvalidInputError(place, f"expected {expected} bytes of binary data, got {len(tensors) - offset}")
+    raw = np.frombuffer(tensors, dtype, count=math.prod(shape), offset=offset)
+    if datatype == "BF16":
+        values = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = raw.astype(np.float32, copy=False)
+    values = values.reshape(shape)
+    verify_range(values, place)
+    return values
+
+
+def read_numbers(tensor: dict[str, Any], shape: tuple[int, ...], place: str, *, strings: bool) -> Floats:
+    """JSON data, flat in row-major order or nested as the shape says."""
+    data = tensor.get("data")
+    place = f"{place}.data"
+    if not isinstance(data, list):
+        raise InvalidInputError(place, f"expected a list of numbers, got {kind(data)}")
+    if strings:
+        explain(data, place, shape)
+    try:
+        with np.errstate(over="ignore"):
+            values = np.array(data, dtype=np.float32)
+    except (ValueError, TypeError, OverflowError):
+        explain(data, place, shape)
+        raise InvalidInputError(place, "expected numbers") from None
+    if values.size != math.prod(shape) or (values.ndim > 1 and values.shape != shape):
+        raise InvalidInputError(
+            place,
+            f"expected {math.prod(shape)} numbers for shape {list(shape)}, got {values.size}"
+            if values.size != math.prod(shape)
+            else f"nested differently from shape {list(shape)}",
+        )
+    verify_range(values, place)
+    return values.reshape(shape)
+
+
+def explain(data: list[Any], place: str, shape: tuple[int, ...]) -> None:
+    """Raise for the first value that is not a number; else return."""
+    for i, value in enumerate(data):
+        if isinstance(value, list) and len(shape) == 2:
+            if len(value) != shape[1]:
+                raise InvalidInputError(f"{place}[{i}]", f"expected {shape[1]} numbers, got {len(value)}")
+            explain(value, f"{place}[{i}]", ())
+        elif type(value) not in NUMBERS:
+            raise InvalidInputError(f"{place}[{i}]", f"expected a number, got {kind(value)}")
+
+
+def to_rows(values: Floats, place: str) -> Floats:
+    if values.ndim != 2:
+        raise InvalidInputError(f"{place}.shape", "expected [rows, features]")
+    return values
+
+
+def to_columns(arrays: list[Floats]) -> Floats:
+    """Columns of equal length, each (rows,) or (rows, 1), as a matrix."""
+    rows = arrays[0].shape[0]
+    for i, array in enumerate(arrays):
+        if array.ndim == 2 and array.shape[1] != 1:
+            raise InvalidInputError(f"inputs[{i}].shape", "expected [rows] or [rows, 1]: one input per feature")
+        if array.shape[0] != rows:
+            raise InvalidInputError(f"inputs[{i}].shape", f"expected {rows} rows as in the first input")
+    return np.ascontiguousarray(np.stack([array.reshape(rows) for array in arrays], axis=1))
+
+
+def encode(scores: Scores, batch: Batch) -> Outgoing:
+    """The scores, binary if the request asked for it."""
+    reply = batch.reply
+    if not isinstance(reply, Reply):
+        raise TypeError("a batch of another wire")
+    values = scores.values
+    output: dict[str, Any] = {"name": OUTPUT_NAME, "shape": values.shape, "datatype": "FP32"}
+    document = {
+        "model_name": scores.model.name,
+        "model_version": scores.model.version,
+        "id": reply.id,
+        "outputs": [output],
+    }
+    if not reply.is_binary:
+        output["data"] = values.reshape(-1)
+        return Outgoing(200, JSON, orjson.dumps(document, option=NUMPY))
+    tail = values.astype("<f4", copy=False).tobytes()
+    output["parameters"] = {"binary_data_size": len(tail)}
+    head = orjson.dumps(document)
+    headers = (("Inference-Header-Content-Length", str(len(head))),)
+    return Outgoing(200, BINARY, head + tail, headers)
+
+
+def encode_error(error: ServiceError, request_id: str) -> Outgoing:
+    """tritonclient reads `error` of every status but 200."""
+    return Outgoing(error.status, JSON, orjson.dumps({"error": error.message, "code": error.code}))

@@ -1,0 +1,93 @@
+"""The protocol for people with curl: `POST /predict` and `POST /score`.
+
+    [5.1, 3.5, 1.4, 0.2]                     one row             {"prediction": 0.0}
+    [[5.1, 3.5, 1.4, 0.2], …]                rows                {"prediction": [0.0, …]}
+    {"sepal length (cm)": 5.1, …}            one row by names    {"prediction": 0.0}
+    {"features": …} or {"instances": …}      any of the above    the same
+    {"X": …}                 at /score       any of the above    {"score": …}
+
+Errors are problem+json (RFC 9457).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from service.batch import Batch, Incoming, Outgoing, Scores
+from service.errors import InvalidInputError, ServiceError
+from service.wire.matrix import has_strings, kind, read_document, read_rows, verify_json_type
+
+JSON = "application/json"
+PROBLEM = "application/problem+json"
+ENVELOPES = ("features", "instances")
+NUMPY = orjson.OPT_SERIALIZE_NUMPY
+
+
+def decode_predict(incoming: Incoming) -> Batch:
+    verify_json_type(incoming)
+    document = read_document(incoming.body)
+    if not isinstance(document, dict):
+        return to_batch(document, "body", incoming, rest=None)
+    keys = [key for key in ENVELOPES if key in document]
+    if not keys:
+        return to_batch(document, "body", incoming, rest=None)
+    if len(document) > 1:
+        raise InvalidInputError("body", f"expected '{keys[0]}' and no other key beside it")
+    return to_batch(document[keys[0]], keys[0], incoming, rest={keys[0]: None})
+
+
+def decode_score(incoming: Incoming) -> Batch:
+    verify_json_type(incoming)
+    document = read_document(incoming.body)
+    if not isinstance(document, dict) or "X" not in document:
+        got = "an object without it" if isinstance(document, dict) else kind(document)
+        raise InvalidInputError("body", f"expected an object with the key 'X', got {got}")
+    return to_batch(document["X"], "X", incoming, rest={**document, "X": None})
+
+
+def to_batch(rows: Any, place: str, incoming: Incoming, rest: object) -> Batch:
+    """One bare row becomes a batch of one; `reply` remembers that it was bare."""
+    is_bare = isinstance(rows, dict) or (
+        isinstance(rows, list) and bool(rows) and not isinstance(rows[0], (list, dict))
+    )
+    strings = has_strings(incoming.body, rest)
+    body = incoming.body
+    if not is_bare:
+        values, names = read_rows(rows, place, strings=strings, body=body)
+        return Batch(values, place, names, reply=False)
+    try:
+        values, names = read_rows([rows], place, strings=strings, body=body)
+    except InvalidInputError as error:
+        # The caller sent no list of rows, so the place must not speak of row 0.
+        error.args = (error.args[0].replace(f"{place}[0]", place, 1),)
+        error.message = error.args[0]
+        raise
+    return Batch(values, place, names, reply=True)
+
+
+def encode_prediction(scores: Scores, batch: Batch) -> Outgoing:
+    return Outgoing(200, JSON, b'{"prediction":' + to_json(scores, batch) + b"}")
+
+
+def encode_score(scores: Scores, batch: Batch) -> Outgoing:
+    return Outgoing(200, JSON, b'{"score":' + to_json(scores, batch) + b"}")
+
+
+def to_json(scores: Scores, batch: Batch) -> bytes:
+    """The shortest decimal numbers that read back as the same float32."""
+    text = orjson.dumps(scores.values, option=NUMPY)
+    return text[1:-1] if batch.reply else text
+
+
+def encode_error(error: ServiceError, request_id: str) -> Outgoing:
+    problem = {
+        "type": "about:blank",
+        "title": error.code,
+        "status": error.status,
+        "detail": error.message,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    return Outgoing(error.status, PROBLEM, orjson.dumps(problem))
