@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --requir
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format requirements clean
+.PHONY: help install serve test image-test lint format requirements clean
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ serve: $(VENV)/.server ## Serve the example model on http://127.0.0.1:8000
 
 test: $(VENV)/.test ## Install what the tests need and run them
 	$(BIN)/python -m pytest
+
+IMAGE ?= localhost/xgboost-server:test
+
+image-test: $(VENV)/.test ## Build the image and test it locked down (Debian, as root; no container engine)
+	tests/image/build.sh $(IMAGE)
+	IMAGE=$(IMAGE) $(BIN)/python -m pytest tests/image
 
 lint: $(VENV)/.test ## Check style and types
 	$(BIN)/ruff check .

@@ -40,10 +40,8 @@ def gunicorn_options(settings: Settings) -> dict[str, Any]:
     return {
         "bind": [bind_address(settings.host, port) for port in ports],
         "workers": settings.workers or default_workers(ControlGroup()),
-        "worker_class": "gthread",
-        "threads": 4,
+        "worker_class": "service.worker.ScoringWorker",
         "wsgi_app": "service.app:create_app()",
-        "keepalive": int(settings.keepalive_seconds),
         "graceful_timeout": int(settings.drain_seconds),
         # The heartbeat: a loop that has not turned for this long is killed and replaced.
         "timeout": 30,
@@ -117,7 +115,7 @@ def create_block(arbiter: Any) -> None:
 
 def claim_slot(arbiter: Any, worker: Any) -> None:
     worker.scorer_block = arbiter.scorer_block
-    worker.scorer_slot = arbiter.scorer_block.claim()
+    worker.scorer_slot = arbiter.scorer_block.claim(worker.age)
     if worker.scorer_slot is None:
         arbiter.log.error("no free slot for the metrics of another worker; its counts will be lost")
 

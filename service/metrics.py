@@ -109,8 +109,8 @@ class Layout:
     """Where each cell of a row is; the same in every process that knows the same routes."""
 
     # Cells of a worker's state: gauges, cleared when it dies.
-    STATE, PID, IN_FLIGHT, CONNECTIONS, BUSY_RATIO, LOAD_SECONDS = range(6)
-    GAUGES = 6
+    STATE, PID, AGE, IN_FLIGHT, CONNECTIONS, BUSY_RATIO, LOAD_SECONDS = range(7)
+    GAUGES = 7
 
     def __init__(self, routes: Sequence[tuple[str, str]]) -> None:
         self.routes = tuple(routes)
@@ -145,7 +145,7 @@ class Block:
     """
 
     # Cells of the head.
-    VERSION, STARTED_AT, MASTER_PID, CPU_USER, CPU_SYSTEM, DEAD_MODEL_COUNT = range(6)
+    VERSION, STARTED_AT, MASTER_PID, CPU_USER, CPU_SYSTEM, DEAD_MODEL_COUNT, WAS_READY = range(7)
     HEAD = 8
 
     def __init__(self, routes: Sequence[tuple[str, str]], slots: int = SLOTS) -> None:
@@ -165,13 +165,14 @@ class Block:
 
     # Slots: the master's part.
 
-    def claim(self) -> int | None:
-        """A free slot, now in use; None when all are taken."""
+    def claim(self, age: int = 0) -> int | None:
+        """A free slot, now in use, for the age-th worker; None when all are taken."""
         free = np.flatnonzero(self._table[1:, Layout.STATE] == 0)
         if not len(free):
             return None
         slot = int(free[0])
         self._table[slot + 1, Layout.STATE] = BOOTING
+        self._table[slot + 1, Layout.AGE] = age
         self._table[0, self.layout.starts] += 1
         return slot
 
@@ -220,11 +221,20 @@ class Block:
 
     # A reader's part.
 
-    def siblings(self, slot: int, cell: int) -> list[float]:
-        """That cell of all other workers that are ready."""
+    @property
+    def was_ready(self) -> bool:
+        """Whether any worker has been ready since the start."""
+        return bool(self.head[self.WAS_READY])
+
+    @was_ready.setter
+    def was_ready(self, value: bool) -> None:
+        self.head[self.WAS_READY] = value
+
+    def rows_in(self, state: int) -> NDArray[np.float64]:
+        """Rows of the workers in that state."""
         table = self._table[1:]
-        ready = np.flatnonzero(table[:, Layout.STATE] == READY)
-        return [float(table[other, cell]) for other in ready if other != slot]
+        rows: NDArray[np.float64] = table[table[:, Layout.STATE] == state]
+        return rows
 
     def snapshot(self) -> Snapshot:
         """All rows at one moment: read again while the master is moving counters."""
@@ -331,6 +341,15 @@ class Recorder:
     def write_model(self, model: ModelIdentity, load_seconds: float) -> None:
         self.block.write_text(self.slot, f"{model.name}\n{model.version}\n{model.digest}")
         self._row[Layout.LOAD_SECONDS] = load_seconds
+
+    def younger(self, state: int) -> int:
+        """How many workers in that state were started after this one."""
+        return int((self.block.rows_in(state)[:, Layout.AGE] > self._row[Layout.AGE]).sum())
+
+    def sibling_connections(self) -> list[float]:
+        """Connections of each other worker that is ready."""
+        rows = self.block.rows_in(READY)
+        return [float(row[Layout.CONNECTIONS]) for row in rows if row[Layout.PID] != self._row[Layout.PID]]
 
     @property
     def in_flight(self) -> float:

@@ -1,0 +1,623 @@
+"""HTTP/1.1 on a socket: the fast door. llhttp parses (httptools 0.9), strictly; one `Connection` for each socket.
+
+A request whose path is a scoring path of the served model, or a probe, is answered right here, on the event loop;
+long predictions go to the scoring thread. Everything else runs through the Flask application in a small pool. Answers
+leave in the order of their requests: while one is under way elsewhere, those behind it wait in `_waiting`.
+
+llhttp cannot be paused by httptools, so one read may hold many requests; reads are at most 256 KiB, and reading
+stops while requests wait or the client does not take its answers.
+
+What llhttp leaves to us stands in `verify_head`. RFC numbers there are those of HTTP/1.1, 9112, and of HTTP, 9110.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from http import HTTPStatus
+from time import perf_counter
+from typing import Any, cast
+
+import httptools
+
+from service.batch import Incoming, Observation, Outgoing
+from service.edge import PROBES, UNMATCHED, Call, Edge, server_timing
+from service.errors import (
+    ExpectationFailedError,
+    HeadTooLargeError,
+    InternalError,
+    MalformedRequestError,
+    OverloadedError,
+    PayloadTooLargeError,
+    ReadTimeoutError,
+    ServiceError,
+    TargetTooLongError,
+)
+from service.wire import wire_of
+from service.wsgi import Address, Answer, run_wsgi
+
+MAX_TARGET_BYTES = 8190
+MAX_HEADERS = 100
+MAX_HEAD_BYTES = 32 * 1024
+# A body of 16 MiB in chunks of 4 KiB; one-byte chunks cost six bytes of framing and a callback each.
+MAX_CHUNKS = 4096
+# What a chunked body may hold beside its data: sizes, extensions, trailers.
+MAX_FRAMING_BYTES = 64 * 1024
+# Requests that may wait behind one under way before reading stops.
+MAX_WAITING = 16
+# Calls of the Flask application that may wait for a thread of the pool.
+MAX_FLASK_WAITING = 64
+# A refused request may have a body under way: closing at once would reset the connection, and the client would never
+# read why (RFC 9112 section 9.6).
+LINGER_SECONDS = 2.0
+
+# How far the next request has been read. A request that is being answered elsewhere does not count here.
+IDLE, HEAD, BODY, LINGER = range(4)
+
+# The headers that anything here reads, as they are usually spelled and in lower case. The rest reaches Flask only.
+KNOWN_HEADERS = {
+    spelling.encode(): name.lower()
+    for name in (
+        "Host",
+        "Content-Length",
+        "Transfer-Encoding",
+        "Connection",
+        "Content-Type",
+        "Content-Encoding",
+        "Accept-Encoding",
+        "Expect",
+        "Upgrade",
+        "X-Request-Id",
+        "Inference-Header-Content-Length",
+    )
+    for spelling in (name, name.lower(), name.replace("Id", "ID"))
+}
+UNREPEATABLE = ("host", "content-length", "transfer-encoding", "content-type", "expect")
+# llhttp also knows the methods of RTSP and Icecast, and the preface of HTTP/2.
+FOREIGN_METHODS = frozenset(
+    b"CONNECT SOURCE PRI DESCRIBE ANNOUNCE SETUP PLAY PAUSE TEARDOWN GET_PARAMETER SET_PARAMETER REDIRECT RECORD FLUSH".split()
+)
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(:\d*)?")
+TARGET = re.compile(rb"[\x21-\x22\x24-\x7e]+")
+# http://host:port and then a path, a query or nothing; no user (RFC 9110 section 4.2.4).
+ABSOLUTE_TARGET = re.compile(rb"(?i:https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(:\d*)?(?=[/?]|$)")
+
+
+class Request:
+    """A request that has been read whole, or the error to answer in its place."""
+
+    __slots__ = ("began", "body", "error", "headers", "keep_alive", "method", "raw_headers", "target", "version")
+
+    def __init__(self, began: float, method: str, target: str, version: str) -> None:
+        self.began = began
+        self.method = method
+        self.target = target
+        self.version = version
+        self.headers: dict[str, str] = {}
+        self.raw_headers: list[tuple[bytes, bytes]] = []
+        self.body = b""
+        self.keep_alive = False
+        self.error: ServiceError | None = None
+
+
+class Door:
+    """What all connections of a worker share: the edge, the Flask application, threads, limits, the drain."""
+
+    def __init__(self, edge: Edge, app: Any) -> None:
+        self.edge = edge
+        self.app = app
+        self.recorder = edge.recorder
+        self.connections: set[Connection] = set()
+        self.is_draining = False
+        self.max_body_bytes = edge.settings.max_body_bytes
+        self.read_timeout_seconds = edge.settings.read_timeout_seconds
+        self.keepalive_seconds = edge.settings.keepalive_seconds
+        # One thread scores: rows in a row are faster than rows side by side on the core of this worker.
+        self.scoring_pool = ThreadPoolExecutor(1, "scoring")
+        self.flask_pool = ThreadPoolExecutor(4, "flask")
+        self.flask_waiting = 0
+        # Scoring requests that came while the model was loading: they wait for it.
+        self.parked: list[tuple[Connection, Request]] = []
+        self._identity = ""
+        self._heads: dict[int, str] = {}
+
+    @property
+    def has_date(self) -> bool:
+        return bool(self._heads)
+
+    def write_date(self, date: str) -> None:
+        """Start of every head from now on; called once a second."""
+        self._identity = "".join(f"{name}: {value}\r\n" for name, value in self.edge.identity_headers)
+        start = f"Server: xgboost-server\r\nDate: {date}\r\n{self._identity}"
+        self._heads = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n{start}" for status in HTTPStatus}
+
+    def head(self, status: int) -> str:
+        """Status line and the headers that every answer has."""
+        return self._heads[status]
+
+    def plain_head(self, status: int) -> str:
+        """The same without the model's identity, which the Flask application adds itself."""
+        return self._heads[status].removesuffix(self._identity)
+
+    def expire(self, now: float) -> None:
+        """Close what has waited for too long."""
+        for connection in [one for one in self.connections if one.deadline < now]:
+            connection.expire()
+
+    def unpark(self) -> None:
+        """The model is there: answer those who waited for it."""
+        parked, self.parked = self.parked, []
+        for connection, request in parked:
+            connection.unpark(request)
+
+    def close_idle(self) -> None:
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+
+class Connection(asyncio.Protocol):
+    """One client connection."""
+
+    __slots__ = (
+        "_began",
+        "_body",
+        "_body_bytes",
+        "_chunks",
+        "_door",
+        "_edge",
+        "_is_busy",
+        "_is_closing",
+        "_is_deaf",
+        "_is_paused",
+        "_known",
+        "_loop",
+        "_messages",
+        "_out",
+        "_overhead",
+        "_parser",
+        "_parts",
+        "_phase",
+        "_raw",
+        "_target",
+        "_transport",
+        "_version",
+        "_waiting",
+        "deadline",
+    )  # fmt: skip
+
+    def __init__(self, door: Door, loop: asyncio.AbstractEventLoop) -> None:
+        self._door = door
+        self._edge = door.edge
+        self._loop = loop
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._parser = httptools.HttpRequestParser(self)
+        self._phase = IDLE
+        self._messages = 0
+        self._waiting: deque[Request] = deque()
+        self._is_busy = False  # a thread has the request whose turn it is
+        self._is_closing = False  # the connection ends with what is in `_out`
+        self._is_deaf = False  # after a refusal nothing is parsed any more
+        self._is_paused = False  # the client does not take its answers
+        self._out: list[bytes] = []
+        self._began = 0.0
+        self.deadline = 0.0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._target = b""
+        self._raw: list[tuple[bytes, bytes]] = []
+        self._known: dict[str, str] = {}
+        self._version = ""
+        self._body = b""
+        self._parts: list[bytes] = []
+        self._body_bytes = 0
+        self._chunks = 0
+        self._overhead = -1
+
+    # asyncio's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self.deadline = perf_counter() + self._door.keepalive_seconds
+        self._door.connections.add(self)
+        self._door.recorder.open_connection()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_closing = True
+        self._waiting.clear()
+        self._parser = None  # the parser holds this connection's methods: without this, a cycle for the collector
+        self._door.connections.discard(self)
+        self._door.recorder.close_connection()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_closing or self._is_deaf:
+            return
+        self._began = perf_counter()
+        phase, messages, body_bytes = self._phase, self._messages, self._body_bytes
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(MalformedRequestError("this server does not change protocols"))
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            if isinstance(cause, ServiceError):
+                self._refuse(cause)
+            elif isinstance(error, httptools.HttpParserCallbackError):
+                self._edge.log.error("fault", exc_info=cause)
+                self._refuse(InternalError())
+            else:
+                self._refuse(MalformedRequestError(f"not HTTP/1.1: {reason(error)}"))
+        if self._phase in (HEAD, BODY):
+            self._bound_overhead(len(data) if messages == self._messages else 0, body_bytes)
+        if phase != self._phase or messages != self._messages:
+            self._set_deadline()
+        if self._out:
+            self._flush()
+
+    def _bound_overhead(self, fed: int, body_bytes: int) -> None:
+        """Heads, chunk extensions and trailers that never end; the exact limit of a head is checked at its end.
+
+        A read that ends one message and begins another is not counted for the other.
+        """
+        body_bytes = 0 if self._overhead < 0 else body_bytes
+        self._overhead = max(self._overhead, 0) + max(fed - (self._body_bytes - body_bytes), 0)
+        if self._phase == BODY and self._overhead > MAX_HEAD_BYTES + MAX_FRAMING_BYTES:
+            self._refuse(PayloadTooLargeError("bytes of chunk framing", MAX_FRAMING_BYTES))
+        elif self._phase == HEAD and len(self._target) > MAX_TARGET_BYTES:
+            self._refuse(TargetTooLongError(MAX_TARGET_BYTES))
+        elif self._phase == HEAD and self._overhead > MAX_HEAD_BYTES:
+            self._refuse(HeadTooLargeError("bytes", MAX_HEAD_BYTES))
+
+    def eof_received(self) -> bool:
+        """A client may close its side and still read the answers that are under way."""
+        return self._is_busy
+
+    def pause_writing(self) -> None:
+        """The client does not take its answers."""
+        self._is_paused = True
+        self._transport.pause_reading()
+        self.deadline = perf_counter() + self._door.read_timeout_seconds
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self._set_deadline()
+        self._next()
+        self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._is_paused and not self._waiting and not self._is_closing:
+            self._transport.resume_reading()
+
+    # llhttp's side. An exception in a callback stops the parser; `data_received` finds it again.
+
+    def on_message_begin(self) -> None:
+        self._phase = HEAD
+        self._clear()
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._raw.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._version = self._parser.get_http_version()
+        self._known = verify_head(self._parser.get_method(), self._target, self._version, self._raw)
+        self._phase = BODY
+        length = self._known.get("content-length")
+        if length is not None and int(length) > self._door.max_body_bytes:
+            raise PayloadTooLargeError("bytes", self._door.max_body_bytes)
+        if "expect" in self._known and self._version == "1.1":
+            self._expect_continue(self._known["expect"])
+
+    def _expect_continue(self, expectation: str) -> None:
+        if expectation.lower() != "100-continue":
+            raise ExpectationFailedError
+        # Behind a request that is not answered yet, the interim answer would come out of turn.
+        if not self._is_busy:
+            self._out.append(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_chunk_header(self) -> None:
+        self._chunks += 1
+        if self._chunks > MAX_CHUNKS:
+            raise PayloadTooLargeError("chunks", MAX_CHUNKS)
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if self._body_bytes > self._door.max_body_bytes:
+            raise PayloadTooLargeError("bytes", self._door.max_body_bytes)
+        if self._body_bytes == len(body):
+            self._body = body
+        else:
+            self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        self._messages += 1
+        method = self._parser.get_method().decode("latin-1")
+        request = Request(self._began, method, self._target.decode("latin-1"), self._version)
+        request.headers = self._known
+        request.raw_headers = self._raw
+        request.body = self._body if not self._parts else b"".join((self._body, *self._parts))
+        request.keep_alive = self._parser.should_keep_alive()
+        # llhttp lets keep-alive win where an HTTP/1.0 client says both (RFC 9112 section 9.3: close wins).
+        if request.keep_alive and "close" in self._known.get("connection", "").lower():
+            request.keep_alive = False
+        self._phase = IDLE
+        if self._is_closing:
+            return
+        if not self._is_busy and not self._is_paused:
+            self._answer(request)
+            return
+        self._waiting.append(request)
+        if len(self._waiting) >= MAX_WAITING:
+            self._transport.pause_reading()
+
+    # Answers.
+
+    def _answer(self, request: Request) -> None:
+        """Answer now, or become busy and answer when the thread is done."""
+        if request.error is not None:
+            self._send_error(request, request.error)
+            self._phase = LINGER
+            return
+        target = request.target
+        path = target if "?" not in target else target.partition("?")[0]
+        route = self._edge.routes.get(path)
+        if route is not None and request.method == route.method:
+            self._score(route, path, request)
+        elif path in PROBES and request.method == "GET":
+            self._probe(path, request)
+        elif self._edge.scorer is None and request.method == "POST":
+            self._is_busy = True
+            self._door.parked.append((self, request))
+        else:
+            self._run_flask(request)
+
+    def unpark(self, request: Request) -> None:
+        self._is_busy = False
+        if not self._transport.is_closing():
+            self._answer(request)
+            self._go_on()
+
+    def _score(self, route: Any, path: str, request: Request) -> None:
+        edge = self._edge
+        headers = request.headers
+        incoming = Incoming(request.method, path, headers, request.body, edge.request_id(headers.get("x-request-id")))
+        call = edge.begin(route, incoming, request.began)
+        if not edge.may_block(call):
+            self._send_call(request, edge.finish(call))
+            return
+        self._is_busy = True
+        self._door.recorder.add_in_flight(1)
+        self._when_done(
+            self._door.scoring_pool.submit(edge.finish, call), lambda done: self._scored(request, call, done)
+        )
+
+    def _scored(self, request: Request, call: Call, done: Future[Call]) -> None:
+        self._door.recorder.add_in_flight(-1)
+        done.result()
+        self._is_busy = False
+        self._send_call(request, call)
+        self._go_on()
+
+    def _send_call(self, request: Request, call: Call) -> None:
+        outgoing = call.outgoing
+        if outgoing is None:
+            raise RuntimeError("a call without an answer")
+        self._send(request, outgoing, call.incoming.request_id, server_timing(call.stages))
+        self._door.recorder.observe(self._edge.close(call, perf_counter()))
+
+    def _probe(self, path: str, request: Request) -> None:
+        self._send_and_count(request, self._edge.probe(path), path)
+
+    def _send_error(self, request: Request, error: ServiceError) -> None:
+        path = request.target.partition("?")[0]
+        request_id = self._edge.request_id(request.headers.get("x-request-id"))
+        outgoing = self._edge.refuse(error, path, request_id)
+        self._send_and_count(request, outgoing, UNMATCHED, request_id, error.code)
+
+    def _send_and_count(
+        self, request: Request, outgoing: Outgoing, route: str, request_id: str = "", rejected: str = ""
+    ) -> None:
+        edge = self._edge
+        request_id = request_id or edge.request_id(request.headers.get("x-request-id"))
+        seconds = perf_counter() - request.began
+        self._send(request, outgoing, request_id, f"total;dur={seconds * 1e3:.3f}")
+        wire = wire_of(request.target)
+        body = outgoing.body
+        seen = Observation(route, wire, outgoing.status, seconds, rejected=rejected, response_bytes=len(body))
+        self._door.recorder.observe(seen)
+        edge.log_request(seen, request_id)
+
+    def _send(self, request: Request, outgoing: Outgoing, request_id: str, timing: str) -> None:
+        extra = "" if not outgoing.headers else "".join(f"{name}: {value}\r\n" for name, value in outgoing.headers)
+        body = outgoing.body
+        self._out.append(
+            f"{self._door.head(outgoing.status)}Content-Type: {outgoing.content_type}\r\n"
+            f"Content-Length: {len(body)}\r\nX-Request-Id: {request_id}\r\nServer-Timing: {timing}\r\n"
+            f"{extra}{self._connection_header(request)}\r\n".encode("latin-1")
+        )
+        self._out.append(body)
+
+    def _connection_header(self, request: Request) -> str:
+        if self._door.is_draining or not request.keep_alive:
+            self._is_closing = True
+            return "Connection: close\r\n"
+        return "Connection: keep-alive\r\n" if request.version == "1.0" else ""
+
+    def _run_flask(self, request: Request) -> None:
+        door = self._door
+        if door.flask_waiting >= MAX_FLASK_WAITING:
+            self._send_error(request, OverloadedError("requests other than scores"))
+            return
+        self._is_busy = True
+        door.flask_waiting += 1
+        door.recorder.add_in_flight(1)
+        target = request.target
+        if target[:1] not in "/*":
+            path = ABSOLUTE_TARGET.sub(b"", target.encode("latin-1")).decode("latin-1")
+            target = path if path.startswith("/") else f"/{path}"
+        future = door.flask_pool.submit(
+            run_wsgi,
+            door.app,
+            request.method,
+            target,
+            request.version,
+            request.raw_headers,
+            request.body,
+            self._address(),
+        )
+        self._when_done(future, lambda done: self._flask_answered(request, done))
+
+    def _address(self) -> Address:
+        client = self._transport.get_extra_info("peername") or ("", 0)
+        server = self._transport.get_extra_info("sockname") or ("", 0)
+        scheme = "https" if self._transport.get_extra_info("sslcontext") else "http"
+        return Address(str(client[0]), int(client[1]), str(server[0]), int(server[1]), scheme)
+
+    def _flask_answered(self, request: Request, done: Future[Answer]) -> None:
+        door = self._door
+        door.flask_waiting -= 1
+        door.recorder.add_in_flight(-1)
+        self._is_busy = False
+        try:
+            answer = done.result()
+        except Exception:
+            self._edge.log.exception("fault")
+            self._send_error(request, InternalError())
+        else:
+            for seen in answer.observations:
+                door.recorder.observe(seen)
+            headers = "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
+            head = f"{door.plain_head(answer.status)}{headers}{self._connection_header(request)}\r\n"
+            self._out.append(head.encode("latin-1"))
+            if request.method != "HEAD":
+                self._out.append(answer.body)
+        self._go_on()
+
+    def _when_done(self, future: Future[Any], then: Callable[[Future[Any]], None]) -> None:
+        """Back on the loop, if the loop still runs."""
+        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(then, done))
+
+    def _go_on(self) -> None:
+        """After an answer that was made elsewhere: send it, answer what waits."""
+        if self._transport.is_closing():
+            return
+        self._next()
+        self._set_deadline()
+        if self._out:
+            self._flush()
+        self._resume_reading()
+
+    def _next(self) -> None:
+        while self._waiting and not (self._is_busy or self._is_closing or self._is_paused):
+            self._answer(self._waiting.popleft())
+
+    def _flush(self) -> None:
+        out = self._out
+        self._out = []
+        self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        if not self._is_closing or self._is_busy:
+            return
+        if self._phase == LINGER and self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer with this error, after the answers that are under way, and close."""
+        if self._is_closing:
+            return  # whatever follows a request that said `Connection: close` is no request
+        request = Request(self._began, "", self._target.decode("latin-1"), "1.1")
+        request.headers = {"x-request-id": value} if (value := self._known.get("x-request-id")) else {}
+        request.error = error
+        self._is_deaf = True
+        self._phase = IDLE
+        if self._is_busy or self._is_paused:
+            self._waiting.append(request)
+        else:
+            self._answer(request)
+
+    # Time.
+
+    def _set_deadline(self) -> None:
+        now = perf_counter()
+        if self._is_busy:
+            self.deadline = float("inf")
+        elif self._phase == IDLE:
+            self.deadline = now + self._door.keepalive_seconds
+        else:
+            self.deadline = now + (LINGER_SECONDS if self._phase == LINGER else self._door.read_timeout_seconds)
+
+    def expire(self) -> None:
+        """The deadline is over: 408 for a half-sent request, else just the end."""
+        if self._phase not in (HEAD, BODY) or self._is_closing or self._is_paused:
+            self._transport.abort() if self._phase == LINGER or self._is_paused else self._transport.close()
+            return
+        part = "head" if self._phase == HEAD else "body"
+        self._began = perf_counter()
+        self._refuse(ReadTimeoutError(part, self._door.read_timeout_seconds))
+        self._set_deadline()
+        self._flush()
+
+    def close_if_idle(self) -> None:
+        if self._phase == IDLE and not self._is_busy and not self._waiting:
+            self._transport.close()
+
+
+def verify_head(method: bytes, target: bytes, version: str, raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The known headers by lower-case name; raises for what llhttp lets pass and we do not."""
+    if version not in ("1.1", "1.0"):
+        raise MalformedRequestError("expected HTTP/1.1 or HTTP/1.0")
+    if len(target) > MAX_TARGET_BYTES:
+        raise TargetTooLongError(MAX_TARGET_BYTES)
+    if len(raw) > MAX_HEADERS:
+        raise HeadTooLargeError("fields", MAX_HEADERS)
+    size = len(target)
+    headers: dict[str, str] = {}
+    for name, value in raw:
+        size += len(name) + len(value)
+        known = KNOWN_HEADERS.get(name) or KNOWN_HEADERS.get(name.lower())
+        if known is None:
+            continue
+        if known in headers and known in UNREPEATABLE:
+            raise MalformedRequestError(f"{known}: expected once")
+        headers[known] = value.decode("latin-1").strip(" \t")
+    if size + 4 * len(raw) > MAX_HEAD_BYTES:
+        raise HeadTooLargeError("bytes", MAX_HEAD_BYTES)
+    verify_target(method, target)
+    verify_host(headers.get("host"), version)
+    if "upgrade" in headers:
+        raise MalformedRequestError("this server does not change protocols")
+    coding = headers.get("transfer-encoding")
+    if coding is not None and (coding.lower() != "chunked" or version == "1.0" or "content-length" in headers):
+        raise MalformedRequestError("Transfer-Encoding: expected chunked alone, in HTTP/1.1, without Content-Length")
+    return headers
+
+
+def verify_target(method: bytes, target: bytes) -> None:
+    """RFC 9112 section 3.2: a path, an http(s) URL, or * for OPTIONS; no fragment, nothing but visible ASCII."""
+    if method in FOREIGN_METHODS:
+        raise MalformedRequestError("the method is of another protocol; this server is no tunnel")
+    if not TARGET.fullmatch(target):
+        raise MalformedRequestError("the request target has characters that no URL has")
+    if target[:1] != b"/" and not ABSOLUTE_TARGET.match(target) and (target, method) != (b"*", b"OPTIONS"):
+        raise MalformedRequestError("the request target is neither a path nor an http URL")
+
+
+def verify_host(host: str | None, version: str) -> None:
+    """RFC 9112 section 3.2: exactly one Host in HTTP/1.1, with nothing in it but a host and a port."""
+    if host is None:
+        if version == "1.1":
+            raise MalformedRequestError("Host: missing")
+    elif not HOST.fullmatch(host):
+        raise MalformedRequestError("Host: expected a host name and perhaps a port")
+
+
+def reason(error: Exception) -> str:
+    """llhttp's own words, which hold none of the caller's bytes."""
+    text = str(error.args[0]) if error.args else ""
+    return text[:100] if text.isascii() and text.isprintable() else "cannot be parsed"
