@@ -211,10 +211,13 @@ class Edge:
 
     def inflate(self, incoming: Incoming) -> None:
         """Undo the body's content coding, never beyond the largest body that is allowed."""
-        coding = incoming.headers.get("content-encoding")
-        if coding is None or coding == "identity":
+        header = incoming.headers.get("content-encoding")
+        if header is None:
             return
-        window = INFLATION.get(coding.strip().lower())
+        coding = header.strip().lower()
+        if coding in ("", "identity"):
+            return
+        window = INFLATION.get(coding)
         if window is None:
             raise UnsupportedMediaTypeError("Content-Encoding: expected gzip, deflate or none")
         limit = self.settings.max_body_bytes
@@ -222,7 +225,7 @@ class Edge:
         try:
             body = stream.decompress(incoming.body, limit + 1)
         except zlib.error:
-            raise MalformedBodyError(f"the body is not {coding.strip().lower()} as Content-Encoding says") from None
+            raise MalformedBodyError(f"the body is not {coding} as Content-Encoding says") from None
         if len(body) > limit:
             raise PayloadTooLargeError("bytes after inflation", limit)
         if not stream.eof or stream.unused_data:

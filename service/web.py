@@ -8,6 +8,7 @@ from typing import Any
 import flask
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+from werkzeug.routing import BaseConverter
 
 from service import __version__
 from service.batch import Incoming, Observation, Outgoing
@@ -36,6 +37,7 @@ def add_routes(app: Flask, edge: Edge, group: ControlGroup) -> None:
     """All views, and what every answer has: headers, errors in the protocol's words, a count."""
     app.config["MAX_CONTENT_LENGTH"] = edge.settings.max_body_bytes
     app.url_map.merge_slashes = False
+    app.url_map.converters["name"] = NameConverter
     for route in ROUTES:
         app.add_url_rule(to_rule(route.template), route.template, scoring_view(edge, route), methods=[route.method])
     for path, view in (
@@ -50,8 +52,14 @@ def add_routes(app: Flask, edge: Edge, group: ControlGroup) -> None:
     app.register_error_handler(Exception, lambda error: answer_error(edge, error))
 
 
+class NameConverter(BaseConverter):
+    """A model's name or version: no colon, which begins KServe's verbs (`:predict`)."""
+
+    regex = "[^/:]+"
+
+
 def to_rule(template: str) -> str:
-    return template.replace("{", "<").replace("}", ">")
+    return template.replace("{", "<name:").replace("}", ">")
 
 
 # Around every request.
@@ -113,7 +121,7 @@ def to_service_error(edge: Edge, error: Exception) -> ServiceError:
     if isinstance(error, NotFound):
         return RouteNotFoundError([route.template for route in ROUTES])
     if isinstance(error, MethodNotAllowed):
-        return MethodNotAllowedError(sorted(error.valid_methods or ()))
+        return MethodNotAllowedError(sorted(set(error.valid_methods or ()) - {"OPTIONS"}))
     if isinstance(error, RequestEntityTooLarge):
         return PayloadTooLargeError("bytes", edge.settings.max_body_bytes)
     if isinstance(error, HTTPException) and error.code is not None and error.code < 500:
@@ -174,7 +182,7 @@ def repository_view(edge: Edge) -> Any:
 
 
 def metadata_views(edge: Edge) -> tuple[tuple[str, Any], ...]:
-    """What clients of V1 and V2 ask before they score; kserve's client (0.20) wants JSON from each."""
+    """What clients of V1 and V2 ask before they score; kserve's client (0.21) wants JSON from each."""
 
     def server() -> Response:
         return flask.jsonify(status="alive")
@@ -183,13 +191,11 @@ def metadata_views(edge: Edge) -> tuple[tuple[str, Any], ...]:
         return flask.jsonify(models=[edge.verify_loaded().identity.name])
 
     def v1_model(model: str) -> Response:
-        if model.endswith(":predict"):
-            raise MethodNotAllowedError(["POST"])
         edge.verify_model(model, None)
         return flask.jsonify(name=model, ready=True)
 
     def v2() -> Response:
-        extensions = ["binary_tensor_data", "parameters", "model_repository"]
+        extensions = ["binary_tensor_data", "parameters"]
         return flask.jsonify(name="xgboost-server", version=__version__, extensions=extensions)
 
     def v2_live() -> Response:

@@ -3,7 +3,7 @@
     {"instances": [[6.8, 2.8, 4.8, 1.4], …]}  →  {"predictions": [1.0, …]}
 
 `inputs` may stand for `instances` and wins where both are given, as in KServe 0.20. The content type of an error
-is exactly `application/json`: kserve's client (0.20) shows the text of no other.
+is exactly `application/json`: kserve's client (0.21) shows the text of no other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import orjson
 
 from service.batch import Batch, Incoming, Outgoing, Scores
 from service.errors import InvalidInputError, ServiceError
-from service.wire.matrix import has_strings, kind, read_document, read_rows, verify_json_type
+from service.wire.matrix import kind, read_document, read_rows, verify_json_type
 
 JSON = "application/json"
 NUMPY = orjson.OPT_SERIALIZE_NUMPY
@@ -26,8 +26,7 @@ def decode(incoming: Incoming) -> Batch:
     key = "inputs" if "inputs" in document else "instances"
     if key not in document:
         raise InvalidInputError("body", "expected the key 'instances', a list of rows")
-    strings = has_strings(incoming.body, {**document, key: None})
-    values, names = read_rows(document[key], key, strings=strings, body=incoming.body)
+    values, names = read_rows(document[key], key, keys=len(document), body=incoming.body)
     return Batch(values, key, names)
 
 

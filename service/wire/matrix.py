@@ -7,8 +7,9 @@ values walked in Python, to find the place for the message.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,61 +66,64 @@ def verify_json_type(incoming: Incoming) -> None:
     raise UnsupportedMediaTypeError("Content-Type: expected application/json")
 
 
+# A string, which is left alone, or one of the words that Python's json module writes and JSON does not know.
+NOT_JSON = re.compile(rb'("(?:[^"\\]|\\.)*")|(-?)(NaN|Infinity)', re.DOTALL)
+
+
 def read_document(body: bytes | memoryview) -> Any:
-    """The parsed body. The literal NaN, which is not JSON, is read: three client libraries write it."""
+    """The parsed body. The literal NaN, which is not JSON, is read as null: three client libraries write it."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         text = bytes(body)
-        if not text.strip():
-            raise MalformedBodyError("the body is empty; expected JSON") from None
         if b"NaN" in text or b"Infinity" in text:
-            return read_slowly(text)
-        raise MalformedBodyError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+            return read_json(NOT_JSON.sub(to_json_literal, text))
+        raise not_json(error, text) from None
 
 
-def read_slowly(text: bytes) -> Any:
-    """What orjson 3.13 cannot do: NaN and Infinity as numbers, and keys that stand twice in one object."""
+def to_json_literal(match: re.Match[bytes]) -> bytes:
+    """Infinity becomes a number beyond float32, which is then refused with its place."""
+    text, sign, word = match.groups()
+    return text or (b"null" if word == b"NaN" else sign + b"1e39")
+
+
+def read_json(text: bytes) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=object_without_duplicates)
-    except json.JSONDecodeError as error:
-        raise MalformedBodyError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
-    except (UnicodeDecodeError, RecursionError):
-        raise MalformedBodyError("not JSON: not UTF-8, or nested too deeply") from None
-    except ValueError:
-        raise MalformedBodyError("not JSON: a number has too many digits") from None
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise not_json(error, text) from None
 
 
-def object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-        raise FeatureMismatchError("", f"given twice: {shown(twice)}")
-    return document
+def not_json(error: orjson.JSONDecodeError, text: bytes) -> MalformedBodyError:
+    if not text.strip():
+        return MalformedBodyError("the body is empty; expected JSON")
+    return MalformedBodyError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}")
 
 
-def has_strings(body: bytes | memoryview, without_rows: object) -> bool:
-    """Whether a string can hide among the rows: the body has more quotes than the rest of the document.
+def only_numbers(values: Iterable[Any]) -> bool:
+    """Whether these are numbers, booleans and nulls. numpy 2.4 reads the string "1.5" as a number, so ask before."""
+    return NUMBERS.issuperset(map(type, values))
 
-    numpy 2.4 reads the string "1.5" as a number when it is asked for floats, so the question must be put before.
+
+def read_rows(rows: object, place: str, *, keys: int, body: bytes) -> tuple[Floats, tuple[str, ...] | None]:
+    """Matrix and column names of a list of rows; the names are None where rows are plain lists.
+
+    `keys` is the number of keys of the object around the rows.
     """
-    return bytes(body).count(b'"') != orjson.dumps(without_rows).count(b'"')
-
-
-def read_rows(rows: object, place: str, *, strings: bool, body: bytes) -> tuple[Floats, tuple[str, ...] | None]:
-    """Matrix and column names of a list of rows; the names are None where rows are plain lists."""
     if not isinstance(rows, list):
         raise InvalidInputError(place, f"expected a list of rows, got {kind(rows)}")
     if not rows:
         raise InvalidInputError(place, "expected at least one row, got an empty list")
     if isinstance(rows[0], dict):
-        return read_named_rows(rows, place, body)
-    return to_matrix(rows, place, strings=strings), None
-
-
-def to_matrix(rows: list[Any], place: str, *, strings: bool) -> Floats:
-    if strings:
+        return read_named_rows(rows, place, keys, body)
+    # Every key has two quotes: where there are no more, no string can hide among the values.
+    if body.count(b'"') != 2 * keys:
         explain(rows, place)
+    return to_matrix(rows, place), None
+
+
+def to_matrix(rows: list[Any], place: str) -> Floats:
+    """Rows without strings as float32."""
     try:
         with np.errstate(over="ignore"):
             values = np.array(rows, dtype=np.float32)
@@ -149,14 +153,13 @@ def explain(rows: list[Any], place: str) -> None:
             raise InvalidInputError(f"{place}[{i}]", f"expected a row (a list of numbers), got {kind(row)}")
         if len(row) != width:
             raise InvalidInputError(f"{place}[{i}]", f"expected {width} values as in the first row, got {len(row)}")
-        for j, value in enumerate(row):
-            if type(value) not in NUMBERS:
-                raise InvalidInputError(f"{place}[{i}][{j}]", f"expected a number, got {kind(value)}")
+        if not only_numbers(row):
+            j = next(j for j, value in enumerate(row) if type(value) not in NUMBERS)
+            raise InvalidInputError(f"{place}[{i}][{j}]", f"expected a number, got {kind(row[j])}")
 
 
-def read_named_rows(rows: list[Any], place: str, body: bytes) -> tuple[Floats, tuple[str, ...]]:
+def read_named_rows(rows: list[Any], place: str, keys: int, body: bytes) -> tuple[Floats, tuple[str, ...]]:
     """Rows as objects, every one with the keys of the first, in any order."""
-    refuse_duplicates(rows, body)
     names = tuple(rows[0])
     table = []
     for i, row in enumerate(rows):
@@ -170,22 +173,37 @@ def read_named_rows(rows: list[Any], place: str, body: bytes) -> tuple[Floats, t
         if len(row) != len(names):
             unknown = [name for name in row if name not in rows[0]]
             raise FeatureMismatchError(f"{place}[{i}]", f"{shown(unknown)} not in the first row")
-        table.append([unwrapped(value) for value in values])
-    for i, values in enumerate(table):
-        for name, value in zip(names, values, strict=True):
-            if type(value) not in NUMBERS:
-                where = f"{place}[{i}].{name[:SHOWN_NAME_LENGTH]}"
-                raise InvalidInputError(where, f"expected a number, got {kind(value)}")
-    return to_matrix(table, place, strings=False), names
+        table.append(values if only_numbers(values) else unwrapped(values, names, f"{place}[{i}]"))
+    # A colon for each key, and those within names. More, or escapes that may hide one: look closely.
+    colons = keys + len(rows) * sum(1 + name.count(":") for name in names)
+    if body.count(b":") != colons or b"\\u" in body:
+        refuse_duplicates(body)
+    return to_matrix(table, place), names
 
 
-def unwrapped(value: Any) -> Any:
+def unwrapped(values: list[Any], names: tuple[str, ...], place: str) -> list[Any]:
     """`[1.0]` is 1.0: KServe's own server reads a named row as a data frame of one-value columns."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+    single = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
+    for name, value in zip(names, single, strict=True):
+        if type(value) not in NUMBERS:
+            where = f"{place}.{name[:SHOWN_NAME_LENGTH]}"
+            raise InvalidInputError(where, f"expected a number, got {kind(value)}")
+    return single
 
 
-def refuse_duplicates(rows: Sequence[Mapping[str, Any]], body: bytes) -> None:
-    """orjson keeps the last of two equal keys. More colons than keys and texts account for: look closely."""
-    keys = orjson.dumps(rows, option=orjson.OPT_NON_STR_KEYS)
-    if body.count(b":") > keys.count(b":"):
-        read_slowly(body)
+def refuse_duplicates(body: bytes) -> None:
+    """orjson keeps the last of two equal keys; the standard library can be asked. It is slower, and rarely needed."""
+    try:
+        json.loads(body, object_pairs_hook=verify_pairs, parse_int=no_number, parse_float=no_number)
+    except RecursionError:
+        raise MalformedBodyError("not JSON that can be read: nested too deeply") from None
+
+
+def no_number(text: str) -> None:
+    """Only keys matter here, and a number of 4,301 digits would raise."""
+
+
+def verify_pairs(pairs: list[tuple[str, Any]]) -> None:
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
+        raise FeatureMismatchError("", f"given twice: {shown(twice)}")

@@ -20,8 +20,8 @@ from service.batch import Batch, Floats, Incoming, Outgoing, Scores
 from service.errors import InvalidInputError, MalformedBodyError, ServiceError
 from service.wire.matrix import (
     NUMBERS,
-    has_strings,
     kind,
+    only_numbers,
     read_document,
     verify_json_type,
     verify_range,
@@ -31,6 +31,8 @@ JSON = "application/json"
 BINARY = "application/octet-stream"
 NUMPY = orjson.OPT_SERIALIZE_NUMPY
 OUTPUT_NAME = "output-0"
+# Triton's extensions that would change what the answer means: better refused than passed over.
+UNSUPPORTED = frozenset({"classification", "shared_memory_region"})
 HEAD_LENGTH = "inference-header-content-length"
 
 # Little-endian on the wire. BF16 has no numpy type: its bits are the upper half of a float32.
@@ -69,17 +71,16 @@ def decode(incoming: Incoming) -> Batch:
     if not isinstance(inputs, list) or not inputs:
         raise InvalidInputError("inputs", "expected a list of at least one tensor")
     reply = read_reply(document, incoming)
-    strings = has_strings(head, without_data(document, inputs))
     arrays = []
     offset = 0
     for i, tensor in enumerate(inputs):
-        array, offset = read_tensor(tensor, f"inputs[{i}]", tensors, offset, strings=strings)
+        array, offset = read_tensor(tensor, f"inputs[{i}]", tensors, offset)
         arrays.append(array)
     if offset != len(tensors):
         raise InvalidInputError("inputs", f"expected {offset} bytes of binary data in all, got {len(tensors)}")
     if len(inputs) == 1 and not is_frame(document, inputs[0]):
         return Batch(to_rows(arrays[0], "inputs[0]"), "inputs[0].data", reply=reply)
-    names = tuple(str(tensor.get("name", "")) for tensor in inputs)
+    names = tuple(read_name(tensor, f"inputs[{i}].name") for i, tensor in enumerate(inputs))
     return Batch(to_columns(arrays), "inputs", names, reply=reply)
 
 
@@ -87,7 +88,9 @@ def split(incoming: Incoming) -> tuple[bytes | memoryview, memoryview]:
     """JSON head and binary tail."""
     length = incoming.headers.get(HEAD_LENGTH)
     if length is None:
-        verify_json_type(incoming)
+        # aiohttp, under tritonclient 2.73, calls every body of bytes an octet stream, JSON as well.
+        if incoming.headers.get("content-type") != BINARY:
+            verify_json_type(incoming)
         return incoming.body, memoryview(b"")
     if not length.isascii() or not length.isdigit() or len(length) > 12 or int(length) > len(incoming.body):
         raise MalformedBodyError("Inference-Header-Content-Length: expected a number of bytes within the body")
@@ -95,13 +98,15 @@ def split(incoming: Incoming) -> tuple[bytes | memoryview, memoryview]:
     return view[: int(length)], view[int(length) :]
 
 
-def without_data(document: dict[str, Any], inputs: list[Any]) -> object:
-    slim = [{**tensor, "data": None} if isinstance(tensor, dict) and "data" in tensor else tensor for tensor in inputs]
-    return {**document, "inputs": slim}
-
-
 def is_frame(document: dict[str, Any], tensor: dict[str, Any]) -> bool:
     return parameters(document, "parameters").get("content_type") == "pd" and len(tensor.get("shape", ())) == 1
+
+
+def read_name(tensor: dict[str, Any], place: str) -> str:
+    name = tensor.get("name")
+    if not isinstance(name, str):
+        raise InvalidInputError(place, f"expected a string, got {kind(name)}")
+    return name
 
 
 def parameters(owner: dict[str, Any], place: str) -> dict[str, Any]:
@@ -126,12 +131,15 @@ def read_reply(document: dict[str, Any], incoming: Incoming) -> Reply:
         for i, output in enumerate(outputs):
             if not isinstance(output, dict) or output.get("name") != OUTPUT_NAME or i > 0:
                 raise InvalidInputError(f"outputs[{i}]", f"expected one output, named '{OUTPUT_NAME}'")
-            wish = parameters(output, f"outputs[{i}].parameters").get("binary_data")
+            wishes = parameters(output, f"outputs[{i}].parameters")
+            for unknown in UNSUPPORTED & wishes.keys():
+                raise InvalidInputError(f"outputs[{i}].parameters", f"this server does not offer '{unknown}'")
+            wish = wishes.get("binary_data")
             is_binary = wish if isinstance(wish, bool) else is_binary
     return Reply(identifier or incoming.request_id, is_binary)
 
 
-def read_tensor(tensor: Any, place: str, tensors: memoryview, offset: int, *, strings: bool) -> tuple[Floats, int]:
+def read_tensor(tensor: Any, place: str, tensors: memoryview, offset: int) -> tuple[Floats, int]:
     """One input as float32 in its own shape, and where the next one's bytes begin."""
     if not isinstance(tensor, dict):
         raise InvalidInputError(place, f"expected an object, got {kind(tensor)}")
@@ -143,7 +151,7 @@ def read_tensor(tensor: Any, place: str, tensors: memoryview, offset: int, *, st
         raise InvalidInputError(f"{place}.datatype", "expected one of " + ", ".join(DTYPES))
     size = parameters(tensor, f"{place}.parameters").get("binary_data_size")
     if size is None:
-        return read_numbers(tensor, shape, place, strings=strings), offset
+        return read_numbers(tensor, shape, place), offset
     if "data" in tensor:
         raise InvalidInputError(place, "expected either 'data' or 'binary_data_size', got both")
     return read_binary(shape, datatype, size, place, tensors, offset), offset + size
@@ -181,13 +189,13 @@ def read_binary(
     return values
 
 
-def read_numbers(tensor: dict[str, Any], shape: tuple[int, ...], place: str, *, strings: bool) -> Floats:
+def read_numbers(tensor: dict[str, Any], shape: tuple[int, ...], place: str) -> Floats:
     """JSON data, flat in row-major order or nested as the shape says."""
     data = tensor.get("data")
     place = f"{place}.data"
     if not isinstance(data, list):
         raise InvalidInputError(place, f"expected a list of numbers, got {kind(data)}")
-    if strings:
+    if not (all(map(only_numbers, data)) if are_lists(data) else only_numbers(data)):
         explain(data, place, shape)
     try:
         with np.errstate(over="ignore"):
@@ -204,6 +212,10 @@ def read_numbers(tensor: dict[str, Any], shape: tuple[int, ...], place: str, *, 
         )
     verify_range(values, place)
     return values.reshape(shape)
+
+
+def are_lists(data: list[Any]) -> bool:
+    return bool(data) and {list}.issuperset(map(type, data))
 
 
 def explain(data: list[Any], place: str, shape: tuple[int, ...]) -> None:

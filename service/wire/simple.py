@@ -17,7 +17,7 @@ import orjson
 
 from service.batch import Batch, Incoming, Outgoing, Scores
 from service.errors import InvalidInputError, ServiceError
-from service.wire.matrix import has_strings, kind, read_document, read_rows, verify_json_type
+from service.wire.matrix import kind, read_document, read_rows, verify_json_type
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
@@ -29,13 +29,13 @@ def decode_predict(incoming: Incoming) -> Batch:
     verify_json_type(incoming)
     document = read_document(incoming.body)
     if not isinstance(document, dict):
-        return to_batch(document, "body", incoming, rest=None)
+        return to_batch(document, "body", incoming, keys=0)
     keys = [key for key in ENVELOPES if key in document]
     if not keys:
-        return to_batch(document, "body", incoming, rest=None)
+        return to_batch(document, "body", incoming, keys=0)
     if len(document) > 1:
         raise InvalidInputError("body", f"expected '{keys[0]}' and no other key beside it")
-    return to_batch(document[keys[0]], keys[0], incoming, rest={keys[0]: None})
+    return to_batch(document[keys[0]], keys[0], incoming, keys=1)
 
 
 def decode_score(incoming: Incoming) -> Batch:
@@ -44,21 +44,20 @@ def decode_score(incoming: Incoming) -> Batch:
     if not isinstance(document, dict) or "X" not in document:
         got = "an object without it" if isinstance(document, dict) else kind(document)
         raise InvalidInputError("body", f"expected an object with the key 'X', got {got}")
-    return to_batch(document["X"], "X", incoming, rest={**document, "X": None})
+    return to_batch(document["X"], "X", incoming, keys=len(document))
 
 
-def to_batch(rows: Any, place: str, incoming: Incoming, rest: object) -> Batch:
+def to_batch(rows: Any, place: str, incoming: Incoming, keys: int) -> Batch:
     """One bare row becomes a batch of one; `reply` remembers that it was bare."""
     is_bare = isinstance(rows, dict) or (
         isinstance(rows, list) and bool(rows) and not isinstance(rows[0], (list, dict))
     )
-    strings = has_strings(incoming.body, rest)
     body = incoming.body
     if not is_bare:
-        values, names = read_rows(rows, place, strings=strings, body=body)
+        values, names = read_rows(rows, place, keys=keys, body=body)
         return Batch(values, place, names, reply=False)
     try:
-        values, names = read_rows([rows], place, strings=strings, body=body)
+        values, names = read_rows([rows], place, keys=keys, body=body)
     except InvalidInputError as error:
         # The caller sent no list of rows, so the place must not speak of row 0.
         error.args = (error.args[0].replace(f"{place}[0]", place, 1),)
