@@ -37,7 +37,7 @@ def serve() -> None:
     """Serve the model of SCORER_MODEL until told to stop."""
     from service.master import run_server
 
-    run_server(read_settings(os.environ))
+    run_server()
 
 
 @main.command()

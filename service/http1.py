@@ -170,7 +170,7 @@ class Connection(asyncio.Protocol):
         "_edge",
         "_is_busy",
         "_is_closing",
-        "_is_deaf",
+        "_is_deaf", "_is_ended",
         "_is_paused",
         "_known",
         "_loop",
@@ -199,6 +199,7 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Request] = deque()
         self._is_busy = False  # a thread has the request whose turn it is
         self._is_closing = False  # the connection ends with what is in `_out`
+        self._is_ended = False  # the client has closed its side
         self._is_deaf = False  # after a refusal nothing is parsed any more
         self._is_paused = False  # the client does not take its answers
         self._out: list[bytes] = []
@@ -273,6 +274,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """A client may close its side and still read the answers that are under way."""
+        self._is_ended = True
         return self._is_busy
 
     def pause_writing(self) -> None:
@@ -443,7 +445,7 @@ class Connection(asyncio.Protocol):
         self._out.append(body)
 
     def _connection_header(self, request: Request) -> str:
-        if self._door.is_draining or not request.keep_alive:
+        if self._door.is_draining or not request.keep_alive or (self._is_ended and not self._waiting):
             self._is_closing = True
             return "Connection: close\r\n"
         return "Connection: keep-alive\r\n" if request.version == "1.0" else ""

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -65,8 +65,14 @@ def bind_address(host: str, port: int) -> str:
 # Before the start.
 
 
-def find_faults(settings: Settings) -> Iterator[str]:
-    """Whatever would stop these settings from being served: the model, the ports."""
+def find_faults(environ: Mapping[str, str]) -> Iterator[str]:
+    """Whatever would stop these settings from being served: the settings, the model, the ports."""
+    try:
+        settings = read_settings(environ)
+    except StartError as error:
+        yield from error.faults
+        yield from find_model_faults_beside(environ)
+        return
     yield from find_model_faults(settings)
     for port in (settings.port, settings.admin_port):
         if port and (reason := try_bind(settings.host, port)):
@@ -89,6 +95,15 @@ def find_model_faults(settings: Settings) -> Iterator[str]:
         yield f"{settings.model}: loading it kills XGBoost ({signal.Signals(-check.returncode).name})"
     elif check.returncode > 0:
         yield check.stderr.strip().splitlines()[-1].removeprefix("xgboost-server: ")
+
+
+def find_model_faults_beside(environ: Mapping[str, str]) -> Iterator[str]:
+    """Faults of the model where other settings are wrong, so that they are not news at the next try."""
+    try:
+        settings = read_settings({"SCORER_MODEL": environ.get("SCORER_MODEL", "")})
+    except StartError:
+        return
+    yield from find_model_faults(settings)
 
 
 def try_bind(host: str, port: int) -> str:
@@ -183,9 +198,9 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn 27 has no type 
         Master(self).run()
 
 
-def run_server(settings: Settings) -> None:
-    """Serve until told to stop; raises `StartError` before anything listens."""
-    faults = list(find_faults(settings))
+def run_server() -> None:
+    """Serve what the environment says until told to stop; raises `StartError` before anything listens."""
+    faults = list(find_faults(os.environ))
     if faults:
         raise StartError(faults)
     Server().run()

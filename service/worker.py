@@ -114,8 +114,8 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
         self.edge.serve(model)
         self._write_date()
         self.recorder.write_state(READY)
-        self.recorder.block.was_ready = True
         self.door.unpark()
+        await self._wait_for_siblings()
         identity = model.identity
         self.server_log.info(
             "serving",
@@ -126,6 +126,15 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
                 "load_seconds": round(model.load_seconds, 3),
             },
         )
+
+    async def _wait_for_siblings(self) -> None:
+        """At the first start all workers become ready together: a probe must not find one ready and then another not."""
+        block = self.recorder.block
+        while not block.was_ready and len(block.rows_in(BOOTING)):
+            self.edge.unready = "other workers are loading the model"
+            await asyncio.sleep(0.02)
+        block.was_ready = True
+        self.edge.unready = ""
 
     def _stop(self, number: int) -> None:
         if number != signal.SIGTERM:

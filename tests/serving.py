@@ -40,19 +40,19 @@ class Answer:
 class RunningServer:
     """A server process with its own port; `pid` is Gunicorn's master."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, admin_port: int, log: Path) -> None:
         self.process = process
         self.pid = process.pid
         self.host = "127.0.0.1"
         self.port = port
+        self.admin_port = admin_port or port
         self.log = log
 
-    def url(self, path: str) -> str:
-        return f"http://{self.host}:{self.port}{path}"
-
-    def request(self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
+    def request(
+        self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None, port: int = 0
+    ) -> Answer:
         """One request on a connection of its own."""
-        request = urllib.request.Request(self.url(path), body, headers or {})
+        request = urllib.request.Request(f"http://{self.host}:{port or self.admin_port}{path}", body, headers or {})
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return Answer(answer.status, dict(answer.headers), answer.read())
@@ -61,7 +61,10 @@ class RunningServer:
                 return Answer(error.code, dict(error.headers), error.read())
 
     def workers(self) -> list[int]:
-        return [child.pid for child in psutil.Process(self.pid).children()]
+        """Workers alive; a check before a reload is a child of the master as well, and a dead one stays a zombie."""
+        children = psutil.Process(self.pid).children()
+        alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        return [child.pid for child in alive if "check" not in child.cmdline()]
 
     def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """One scrape: value by name and sorted labels."""
@@ -120,7 +123,7 @@ def running_server(command: list[str] | None = None, **settings: str) -> Iterato
                 stderr=file,
                 start_new_session=True,
             )
-        server = RunningServer(process, port, log)
+        server = RunningServer(process, port, int(settings.get("SCORER_ADMIN_PORT", 0)), log)
         try:
             wait_until(lambda: is_ready(server), START_SECONDS)
             yield server
