@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --requir
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test image-test lint format requirements clean
+.PHONY: help install serve test test-clients image-test bench lint format requirements clean
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,24 @@ image-test: $(VENV)/.test ## Build the image and test it locked down (Debian, as
 	tests/image/build.sh $(IMAGE)
 	IMAGE=$(IMAGE) $(BIN)/python -m pytest tests/image
 
+.PRECIOUS: .venv-%/.clients
+.venv-%/.clients: requirements/clients-%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+test-clients: $(VENV)/.server .venv-kserve/.clients .venv-triton/.clients ## Drive the server with kserve's and Triton's own clients
+	.venv-kserve/bin/python -m pytest --confcutdir=tests/clients tests/clients/test_kserve.py
+	.venv-triton/bin/python -m pytest --confcutdir=tests/clients tests/clients/test_triton.py
+
+$(VENV)/.bench: requirements/bench.txt $(VENV)/.server
+	$(PIP) -r requirements/bench.txt
+	@touch $@
+
+bench: $(VENV)/.bench ## Compare speed and memory with what people run instead (Linux, four minutes)
+	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -qy --no-install-recommends wrk; } || { echo "wrk is missing: apt-get install wrk (Debian, Ubuntu), dnf install wrk (Fedora)"; exit 1; }
+	$(BIN)/python -m benchmarks
+
 lint: $(VENV)/.test ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,6 +75,10 @@ requirements: ## Lock the dependencies of pyproject.toml anew (needs uv)
 	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    --group $$group -c requirements/server.txt -o requirements/$$group.txt; \
 	done
+	for client in kserve triton; do \
+	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	    requirements/clients-$$client.in -o requirements/clients-$$client.txt; \
+	done
 
 clean: ## Remove what the other verbs made
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-kserve .venv-triton build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
