@@ -1,0 +1,1 @@
+"""What people run instead: short, honest programs, each as good as its kind usually is."""
