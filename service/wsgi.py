@@ -88,6 +88,6 @@ def create_environ(
         if b"_" in raw_name or name in ("CONTENT_LENGTH", "TRANSFER_ENCODING"):
             continue
         key = name if name == "CONTENT_TYPE" else f"HTTP_{name}"
-        value = raw_value.decode("latin-1")
+        value = raw_value.decode("latin-1").strip(" \t")
         environ[key] = f"{environ[key]},{value}" if key in environ else value
     return environ
