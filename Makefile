@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --requir
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-clients image-test bench lint format requirements clean
+.PHONY: help install serve test test-pythons test-clients image-test bench lint format requirements clean
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,16 @@ IMAGE ?= localhost/xgboost-server:test
 image-test: $(VENV)/.test ## Build the image and test it locked down (Debian, as root; no container engine)
 	tests/image/build.sh $(IMAGE)
 	IMAGE=$(IMAGE) $(BIN)/python -m pytest tests/image
+
+# Each in an environment of its own; an interpreter that is not there is passed over, and said to be.
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14
+
+test-pythons: ## Run the tests on every Python from 3.11 that is here
+	@for python in $(PYTHONS); do \
+	  if $$python -c '' 2>/dev/null; then \
+	    echo "== $$python"; $(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$python || exit 1; \
+	  else echo "== $$python is not here"; fi; \
+	done
 
 .PRECIOUS: .venv-%/.clients
 .venv-%/.clients: requirements/clients-%.txt
@@ -81,4 +91,4 @@ requirements: ## Lock the dependencies of pyproject.toml anew (needs uv)
 	done
 
 clean: ## Remove what the other verbs made
-	rm -rf $(VENV) .venv-kserve .venv-triton build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-*/ build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -9,6 +9,7 @@ does not get, and a reload that is refused when the new workers could not serve.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -53,6 +54,7 @@ def gunicorn_options(settings: Settings) -> dict[str, Any]:
         "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir(),
         "logger_class": "service.logs.GunicornLog",
         "on_starting": create_block,
+        "when_ready": freeze_memory,
         "pre_fork": claim_slot,
         "child_exit": release_slot,
     }
@@ -126,6 +128,12 @@ def create_block(arbiter: Any) -> None:
     arbiter.scorer_block = Block(ROUTE_LABELS)
     arbiter.scorer_group = ControlGroup()
     arbiter.scorer_oom_kills = arbiter.scorer_group.oom_kills()
+
+
+def freeze_memory(arbiter: Any) -> None:
+    """What the master has imported is shared with the workers, until a collection in one of them writes to it."""
+    gc.collect()
+    gc.freeze()
 
 
 def claim_slot(arbiter: Any, worker: Any) -> None:

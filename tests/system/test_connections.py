@@ -8,6 +8,7 @@ import json
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -192,7 +193,7 @@ def test_tls_by_gunicorns_own_options(tmp_path: Path) -> None:
     """Certificates are Gunicorn's settings; scores, Flask routes and late handshakes work through them."""
     certificate, key = make_certificate(tmp_path)
     port = free_port()
-    command = [".venv/bin/gunicorn", "-c", "gunicorn.conf.py", "--bind", f"127.0.0.1:{port}"]
+    command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "--bind", f"127.0.0.1:{port}"]
     options = {"GUNICORN_CMD_ARGS": f"--certfile {certificate} --keyfile {key}"}
     environment = {"SCORER_MODEL": str(IRIS), "SCORER_PORT": str(port), "WEB_CONCURRENCY": "1", **options}
     context = ssl.create_default_context(cafile=str(certificate))
