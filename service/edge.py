@@ -73,12 +73,13 @@ INFLATION = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflat
 class Call:
     """One scoring request on its way through the edge; `outgoing` is there when it is answered."""
 
-    __slots__ = ("batch", "began", "incoming", "outgoing", "rejected", "route", "stages")
+    __slots__ = ("batch", "began", "body_bytes", "incoming", "outgoing", "rejected", "route", "stages")
 
     def __init__(self, route: Route, incoming: Incoming, began: float) -> None:
         self.route = route
         self.incoming = incoming
         self.began = began
+        self.body_bytes = len(incoming.body)  # as it came: inflation replaces the body
         self.stages = Stages()
         self.batch: Batch | None = None
         self.outgoing: Outgoing | None = None
@@ -190,9 +191,9 @@ class Edge:
             outgoing.status,
             ended - call.began,
             rows=0 if call.batch is None or outgoing.status != 200 else len(call.batch.values),
-            stages=call.stages,
+            stages=call.stages if self.scorer is not None else None,
             rejected=call.rejected,
-            request_bytes=len(call.incoming.body),
+            request_bytes=call.body_bytes,
             response_bytes=len(outgoing.body),
         )
         self.log_request(seen, call.incoming.request_id)
@@ -290,7 +291,7 @@ class Edge:
 
 def refused(coding: str) -> bool:
     """`gzip;q=0` means: not gzip (RFC 9110 section 12.4.2)."""
-    return re.search(r";\s*q=0(\.0*)?\s*$", coding) is not None
+    return re.search(r";\s*q=0(\.0*)?\s*$", coding, re.IGNORECASE) is not None
 
 
 def server_timing(stages: Stages) -> str:

@@ -110,15 +110,16 @@ class ControlGroup:
 def read_membership(process: Path) -> Iterator[tuple[str, str]]:
     """Controller (empty for v2) and path of every line of /proc/<pid>/cgroup."""
     for line in read_text(process).splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         for controller in controllers.split(","):
             yield controller, path
 
 
 def existing(root: Path, path: str) -> Path:
-    """In a container without a namespace of its own the path is the host's, and the group is at the root."""
+    """In a container without a namespace of its own the path is the host's (or leads above), and the root is the group."""
     inside = root / path.lstrip("/")
-    return inside if inside.is_dir() else root
+    return inside if inside.is_dir() and ".." not in path else root
 
 
 def read_text(path: Path) -> str:

@@ -78,7 +78,7 @@ FAMILIES = (
     Family("scorer_loop_turn_seconds", "histogram", "Length of one turn of an event loop."),
     Family("scorer_model_requests_total", "counter", "Scoring requests answered, by model.", ("model", "version")),
     Family("scorer_in_flight", "gauge", "Requests read and not yet answered."),
-    Family("scorer_connections", "gauge", "Connections open."),
+    Family("scorer_open_connections", "gauge", "Connections open."),
     Family("scorer_loop_busy_ratio", "gauge", "Share of the last second the event loops were busy: mean of workers."),
     Family("scorer_workers", "gauge", "Workers alive, by state.", ("state",)),
     Family("scorer_model_info", "gauge", "Workers serving this model.", ("model", "version", "digest")),
@@ -183,7 +183,7 @@ class Block:
         self.head[self.VERSION] += 1
         dead[Layout.GAUGES :] += row[Layout.GAUGES :]
         dead[self.layout.exits + EXIT_CAUSES.index(cause)] += 1
-        if row[self.layout.model_requests]:
+        if row[self.layout.model_requests] and self.text(slot):
             self._dead_counts[self._dead_model(self.text(slot))] += row[self.layout.model_requests]
         row[:] = 0
         self.write_text(slot, "")
@@ -429,7 +429,7 @@ class BlockCollector:
     def _gauges(self, seen: Snapshot) -> Iterator[tuple[str, tuple[str, ...], object]]:
         rows = seen.rows
         yield "scorer_in_flight", (), rows[:, Layout.IN_FLIGHT].sum()
-        yield "scorer_connections", (), rows[:, Layout.CONNECTIONS].sum()
+        yield "scorer_open_connections", (), rows[:, Layout.CONNECTIONS].sum()
         ready = rows[rows[:, Layout.STATE] == READY]
         yield "scorer_loop_busy_ratio", (), ready[:, Layout.BUSY_RATIO].mean() if len(ready) else 0.0
         for i, state in enumerate(WORKER_STATES):
@@ -437,12 +437,14 @@ class BlockCollector:
         if len(rows):
             newest = rows[rows[:, Layout.PID].argmax()]
             yield "scorer_model_load_seconds", (), newest[Layout.LOAD_SECONDS]
-        for text, requests in seen.models.items():
-            name, version, digest = text.split("\n")
-            yield "scorer_model_requests_total", (name, version), requests
-            workers = seen.texts.count(text)
-            if workers:
-                yield "scorer_model_info", (name, version, digest), workers
+        requests: dict[tuple[str, ...], float] = {}
+        for text, count in seen.models.items():
+            name, version, _ = text.split("\n")
+            requests[name, version] = requests.get((name, version), 0.0) + count
+        for labels, count in requests.items():
+            yield "scorer_model_requests_total", labels, count
+        for text in sorted(set(seen.texts) - {""}):
+            yield "scorer_model_info", tuple(text.split("\n")), seen.texts.count(text)
         yield "scorer_start_time_seconds", (), self._block.head[Block.STARTED_AT]
 
     def _from_machine(self) -> Iterator[tuple[str, tuple[str, ...], object]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,17 @@ class LoadedModel:
 
 def find_model(place: Path) -> tuple[str, Path]:
     """Version and file to serve."""
-    if not place.exists():
-        raise ModelFileError(f"{place}: no such file or folder")
-    if not place.is_dir():
-        return ONLY_VERSION, place
+    try:
+        is_folder = stat.S_ISDIR(place.stat().st_mode)
+        return find_version(place) if is_folder else (ONLY_VERSION, place)
+    except FileNotFoundError:
+        raise ModelFileError(f"{place}: no such file or folder") from None
+    except OSError as error:
+        raise ModelFileError(f"{place}: {error.strerror or error}") from None
+
+
+def find_version(place: Path) -> tuple[str, Path]:
+    """The newest version in a folder, or the model that lies in it."""
     for name in FILE_NAMES:
         if (place / name).is_file():
             return ONLY_VERSION, place / name

@@ -36,7 +36,8 @@ class Predictor:
     def __init__(self, booster: xgboost.Booster) -> None:
         self._booster = booster
         config = json.loads(booster.save_config())["learner"]
-        self._is_linear = config["gradient_booster"]["name"] == "gblinear"
+        # XGBoost 3.2 has no in-place prediction for gblinear; dart's gives other bits than Booster.predict, the truth.
+        self._needs_matrix = config["gradient_booster"]["name"] != "gbtree"
         self._lock = threading.Lock()
         booster.set_param({"nthread": 1})
         self.contract = self._read_contract(config["objective"]["name"])
@@ -56,13 +57,12 @@ class Predictor:
 
     def predict(self, values: Floats) -> Floats:
         """Scores of float32 rows, NaN for missing: shape (rows,), or (rows, outputs) for several values a row."""
-        if self._is_linear:
-            return self._predict_linear(values)
+        if self._needs_matrix:
+            return self._predict_matrix(values)
         scores: Floats = self._booster.inplace_predict(values, validate_features=False)
         return scores
 
-    def _predict_linear(self, values: Floats) -> Floats:
-        """XGBoost 3.2 has no in-place prediction for gblinear."""
+    def _predict_matrix(self, values: Floats) -> Floats:
         import xgboost
 
         with self._lock:
@@ -87,7 +87,7 @@ class Predictor:
 
     def _measure_loop_rows(self) -> int:
         """Rows that can be scored within `LOOP_SECONDS`; also warms the booster up."""
-        if self._is_linear:
+        if self._needs_matrix:
             return 0
         one, many = (np.zeros((rows, self.contract.features), np.float32) for rows in (1, 65))
         base = min(self._time(one) for _ in range(WARM_UP_CALLS))

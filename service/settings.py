@@ -7,6 +7,7 @@ so that a deployment is mended in one go.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -199,17 +200,21 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
 
 
 def unknown_names(environ: Mapping[str, str]) -> Iterable[str]:
-    known = [setting.variable for setting in SETTINGS]
+    known = [setting.variable for setting in SETTINGS if setting.variable.startswith(PREFIX)]
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else "; `xgboost-server settings` lists all"
+            # Without the prefix that all share: with it, everything resembles something.
+            nearest = difflib.get_close_matches(name.removeprefix(PREFIX), [k.removeprefix(PREFIX) for k in known], n=1)
+            hint = f"; did you mean {PREFIX}{nearest[0]}?" if nearest else "; `xgboost-server settings` lists all"
             yield f"{name}: no such setting{hint}"
 
 
 def default_model_name(model: Path) -> str:
-    """`iris/model.ubj` and `iris/3/model.ubj` are iris; `churn.ubj` is churn."""
-    stem = model.resolve().stem if model.suffix else model.resolve().name
-    if stem == "model":
-        stem = model.resolve().parent.name
-    return re.sub(r"[^A-Za-z0-9._-]", "-", stem).strip("-._") or "model"
+    """`iris/model.ubj` and `iris/3/model.ubj` are iris; `churn.ubj` is churn; a folder has its own name."""
+    path = Path(os.path.abspath(model))  # no look at the disk: links and missing files are found out later
+    name = path.stem if path.suffix in (".ubj", ".json") else path.name
+    if name == "model":
+        path = path.parent
+        is_version = re.fullmatch(r"v?\d[A-Za-z0-9._-]*", path.name) is not None
+        name = path.parent.name if is_version else path.name
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("-._")[:128] or "model"

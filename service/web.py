@@ -71,8 +71,7 @@ def open_request(edge: Edge) -> None:
     g.rejected = ""
     g.request_id = edge.request_id(request.headers.get("X-Request-Id"))
     admin_port = edge.settings.admin_port
-    is_admin_route = request.url_rule is not None and request.url_rule.endpoint in ADMIN_ROUTES
-    if admin_port and is_admin_route and request.environ.get("SERVER_PORT") != str(admin_port):
+    if admin_port and request.path in ADMIN_ROUTES and request.environ.get("SERVER_PORT") != str(admin_port):
         raise NotFound
 
 

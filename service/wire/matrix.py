@@ -66,8 +66,9 @@ def verify_json_type(incoming: Incoming) -> None:
     raise UnsupportedMediaTypeError("Content-Type: expected application/json")
 
 
-# A string, which is left alone, or one of the words that Python's json module writes and JSON does not know.
-NOT_JSON = re.compile(rb'("(?:[^"\\]|\\.)*")|(-?)(NaN|Infinity)', re.DOTALL)
+# A string, which is left alone (also one without an end, or this would be quadratic), or one of the words that Python's
+# json module writes and JSON does not know.
+NOT_JSON = re.compile(rb'("(?:[^"\\]++|\\.)*+(?:"|\\?\Z))|(?<![\w.+-])(?:NaN|(-?)Infinity)(?![\w.])', re.DOTALL)
 
 
 def read_document(body: bytes | memoryview) -> Any:
@@ -83,8 +84,8 @@ def read_document(body: bytes | memoryview) -> Any:
 
 def to_json_literal(match: re.Match[bytes]) -> bytes:
     """Infinity becomes a number beyond float32, which is then refused with its place."""
-    text, sign, word = match.groups()
-    return text or (b"null" if word == b"NaN" else sign + b"1e39")
+    text, sign = match.groups()
+    return text or (b"null" if sign is None else sign + b"1e39")
 
 
 def read_json(text: bytes) -> Any:
@@ -195,8 +196,10 @@ def refuse_duplicates(body: bytes) -> None:
     """orjson keeps the last of two equal keys; the standard library can be asked. It is slower, and rarely needed."""
     try:
         json.loads(body, object_pairs_hook=verify_pairs, parse_int=no_number, parse_float=no_number)
-    except RecursionError:
-        raise MalformedBodyError("not JSON that can be read: nested too deeply") from None
+    except (RecursionError, ValueError):
+        raise MalformedBodyError(
+            "not JSON that can be read: nested too deeply, or NaN where no number can be"
+        ) from None
 
 
 def no_number(text: str) -> None:

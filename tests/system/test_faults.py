@@ -37,7 +37,7 @@ def test_connections_spread_over_the_workers() -> None:
     """Four requests at once must not queue behind one worker while three are idle."""
     with running_server(WEB_CONCURRENCY=WORKERS) as server:
         connections = [socket.create_connection((server.host, server.port)) for _ in range(16)]
-        wait_until(lambda: server.total("scorer_connections") >= 16)
+        wait_until(lambda: server.total("scorer_open_connections") >= 16)
         held = [sum(1 for link in os.listdir(f"/proc/{pid}/fd") if is_client(pid, link)) for pid in server.workers()]
         for connection in connections:
             connection.close()
@@ -85,6 +85,7 @@ def test_a_killed_worker_costs_at_most_the_requests_it_had() -> None:
     assert len(load.failures) <= 8, load.failures
 
 
+@pytest.mark.timeout(600)
 def test_twenty_reloads_under_load_lose_nothing_and_count_everything() -> None:
     with running_server(WEB_CONCURRENCY=WORKERS) as server:
         with Load(server, clients=6) as load:
@@ -93,12 +94,13 @@ def test_twenty_reloads_under_load_lose_nothing_and_count_everything() -> None:
                 server.signal(signal.SIGHUP)
                 # Not until the old ones have gone: reloads overlap, which is what the slots must bear.
                 wait_until(lambda: bool(set(server.workers()) - pids))  # noqa: B023 - waited for before the next
-            wait_until(lambda: server.total("scorer_worker_exits_total") == 80, seconds=120)
+            wait_until(lambda: server.total("scorer_worker_exits_total") == 80, seconds=300)
         assert not load.failures, load.failures[:5]
         assert scored(server) == load.answered
         assert server.total("scorer_worker_exits_total", cause="drained") == 80
 
 
+@pytest.mark.timeout(300)
 def test_overlapping_reloads_and_kills_neither_lose_nor_double_a_count() -> None:
     """Reload, kill and scrape at random moments: no counter ever falls, and the sum at rest is the sum sent."""
     with running_server(WEB_CONCURRENCY=WORKERS) as server:
@@ -119,7 +121,7 @@ def test_overlapping_reloads_and_kills_neither_lose_nor_double_a_count() -> None
         # A worker that is killed between writing an answer and counting it takes that one count along, and an answer
         # that was counted may be lost on its way: one for each client at most, each time.
         assert abs(counted - load.answered) <= 4 * killed
-        assert killed == 6
+        assert 1 <= killed <= 6, "a worker that was already going may be gone before its kill arrives"
 
 
 def test_stopping_answers_what_is_under_way() -> None:
