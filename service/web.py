@@ -22,8 +22,8 @@ from service.errors import (
     ServiceError,
 )
 from service.machine import ControlGroup
-from service.metrics import render
 from service.scoring import Scorer
+from service.scrape import render
 from service.wire import ROUTES, Route, wire_of
 from service.wire.open_inference import OUTPUT_NAME
 

@@ -23,7 +23,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     5: ("edge",),
     4: ("scoring",),
     3: ("models",),
-    2: ("predictor", "drift"),
+    2: ("predictor", "drift", "scrape"),
     1: ("artifact", "metrics", "logs", "head", "wire", "kernels", "ensemble", "auth"),
     0: ("errors", "settings", "batch", "machine"),
 }

@@ -27,8 +27,8 @@ from service.metrics import (
     STATUSES,
     Block,
     Recorder,
-    render,
 )
+from service.scrape import render
 
 CGROUP = Path(__file__).parent / "cgroup"
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
