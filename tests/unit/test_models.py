@@ -241,7 +241,7 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_a_device_is_refused() -> None:
-    assert refusal(Path("/dev/zero")) == "not a regular file"
+    assert refusal(Path("/dev/null")) == "not a regular file"
 
 
 def test_a_link_to_nowhere_is_refused(tmp_path: Path) -> None:
