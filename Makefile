@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --requir
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-pythons test-clients image-test bench lint format requirements clean
+.PHONY: help install serve test test-long test-pythons test-clients image-test bench lint format requirements clean
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ IMAGE ?= localhost/xgboost-server:test
 image-test: $(VENV)/.test ## Build the image and test it locked down (Debian, as root; no container engine)
 	tests/image/build.sh $(IMAGE)
 	IMAGE=$(IMAGE) $(BIN)/python -m pytest tests/image
+
+test-long: $(VENV)/.test ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m long
 
 # Each in an environment of its own; an interpreter that is not there is passed over, and said to be.
 PYTHONS ?= python3.11 python3.12 python3.13 python3.14

@@ -1,6 +1,6 @@
 """The part "serving" as text: how it was measured, a table for each case, and one for memory and start."""
 
-# ruff: noqa: RUF001  # the multiplication sign is meant
+# the multiplication sign is meant
 
 from __future__ import annotations
 

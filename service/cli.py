@@ -46,7 +46,8 @@ def check(model: Path) -> None:
     """Say whether MODEL, a file or a folder of versions, can be served, and what it expects."""
     from service.models import load_model
 
-    loaded = load_model(read_settings({"SCORER_MODEL": str(model)}))
+    cache = {name: value for name, value in os.environ.items() if name == "SCORER_CACHE_DIR"}
+    loaded = load_model(read_settings({"SCORER_MODEL": str(model), **cache}))
     contract = loaded.predictor.contract
     rows = [
         ("digest", f"sha256:{loaded.identity.digest}"),
@@ -55,6 +56,7 @@ def check(model: Path) -> None:
         ("features", str(contract.features)),
         ("names", ", ".join(contract.feature_names) or "none: rows are lists in the model's order"),
         ("outputs", str(contract.outputs)),
+        ("engine", f"{loaded.predictor.engine} {loaded.predictor.reason}".strip()),
     ]
     click.echo(definition_list(f"{model} can be served", rows))
 

@@ -113,7 +113,7 @@ class Edge:
             ("X-Model-Digest", f"sha256:{identity.digest}"),
         )
         self.routes = {route.template.format(model=identity.name, version=identity.version): route for route in ROUTES}
-        self.recorder.write_model(identity, model.load_seconds)
+        self.recorder.write_model(identity, model.load_seconds, model.predictor.engine)
         self.scorer = scorer
         self.unready = ""
 

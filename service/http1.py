@@ -13,6 +13,8 @@ What llhttp leaves to us stands in `head.py`.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import termios
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,6 +51,7 @@ from service.wsgi import Address, Answer, run_wsgi
 MAX_CHUNKS = 4096
 # What a chunked body may hold beside its data: sizes, extensions, trailers.
 MAX_FRAMING_BYTES = 64 * 1024
+READ_BYTES = 256 * 1024
 # Requests that may wait behind one under way before reading stops.
 MAX_WAITING = 16
 # Calls of the Flask application that may wait for a thread of the pool.
@@ -90,6 +93,8 @@ class Door:
         self.max_body_bytes = edge.settings.max_body_bytes
         self.read_timeout_seconds = edge.settings.read_timeout_seconds
         self.keepalive_seconds = edge.settings.keepalive_seconds
+        # All connections read into one buffer, each in its turn: asyncio would otherwise allocate 256 KiB for every read.
+        self.buffer = memoryview(bytearray(READ_BYTES))
         # One thread scores: rows in a row are faster than rows side by side on the core of this worker.
         self.scoring_pool = ThreadPoolExecutor(1, "scoring")
         self.flask_pool = ThreadPoolExecutor(4, "flask")
@@ -133,7 +138,7 @@ class Door:
             connection.close_if_idle()
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One client connection."""
 
     __slots__ = (
@@ -210,9 +215,15 @@ class Connection(asyncio.Protocol):
         self._door.connections.discard(self)
         self._door.recorder.close_connection()
 
-    def data_received(self, data: bytes) -> None:
-        if self._is_closing or self._is_deaf:
-            return
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._door.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes have been read into the door's buffer; nothing keeps them there after this call."""
+        if not self._is_closing and not self._is_deaf:
+            self._read(self._door.buffer[:nbytes])
+
+    def _read(self, data: memoryview) -> None:
         self._began = perf_counter()
         self._read_bytes = len(data)
         phase, messages, body_bytes = self._phase, self._messages, self._body_bytes
@@ -271,7 +282,7 @@ class Connection(asyncio.Protocol):
         if not self._is_paused and not self._waiting and not self._is_closing:
             self._transport.resume_reading()
 
-    # llhttp's side. An exception in a callback stops the parser; `data_received` finds it again.
+    # llhttp's side. An exception in a callback stops the parser; `_read` finds it again.
 
     def on_message_begin(self) -> None:
         self._phase = HEAD
@@ -548,8 +559,13 @@ class Connection(asyncio.Protocol):
         self._flush()
 
     def close_if_idle(self) -> None:
-        if self._phase == IDLE and not self._is_busy and not self._waiting:
+        """Unless a request has arrived that the loop has not read yet: closing would reset it."""
+        if self._phase == IDLE and not self._is_busy and not self._waiting and not self._has_unread():
             self._transport.close()
+
+    def _has_unread(self) -> bool:
+        raw = self._transport.get_extra_info("socket")
+        return raw is not None and fcntl.ioctl(raw.fileno(), termios.FIONREAD, b"\0" * 4) != b"\0" * 4
 
 
 def reason(error: Exception) -> str:

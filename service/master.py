@@ -1,7 +1,8 @@
 """Gunicorn's master: options, checks before the start, and the life of the shared metrics block.
 
-The master never imports xgboost (dmlc/xgboost#8040) and has exactly one thread. What needs xgboost before a fork, the
-check of the model, runs in a throw-away process: a file that kills XGBoost kills only that.
+The master never imports xgboost (dmlc/xgboost#8040) and has exactly one thread. What needs xgboost before a fork, packing
+the model, runs in a throw-away process: a file that kills XGBoost kills only that. The kernels are compiled, or read from
+the cache, before the fork, so that no worker does it again.
 
 `Master` adds to Gunicorn 27's arbiter what its hooks cannot do: the cause of a worker's exit, which `child_exit`
 does not get, and a reload that is refused when the new workers could not serve.
@@ -13,8 +14,6 @@ import gc
 import os
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -29,10 +28,8 @@ from service.logs import create_log
 from service.machine import ControlGroup, default_workers
 from service.metrics import Block
 from service.models import find_file
+from service.packing import compile_kernels, find_cache, kernel_cache, prepare, verify_cache
 from service.settings import Settings, read_settings
-
-# A model that takes longer to load than this would also be killed by the worker timeout.
-CHECK_SECONDS = 120
 
 
 def gunicorn_options(settings: Settings) -> dict[str, Any]:
@@ -82,21 +79,12 @@ def find_faults(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def find_model_faults(settings: Settings) -> Iterator[str]:
+    """Finds them by packing the model, which the workers need anyway."""
     try:
-        find_file(settings)
+        _, file = find_file(settings)
+        prepare(file, find_cache(settings.cache_dir))
     except StartError as error:
         yield from error.faults
-        return
-    command = [sys.executable, "-m", "service.cli", "check", str(settings.model)]
-    try:
-        check = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        yield f"{settings.model}: loading it takes longer than {CHECK_SECONDS} seconds"
-        return
-    if check.returncode < 0:
-        yield f"{settings.model}: loading it kills XGBoost ({signal.Signals(-check.returncode).name})"
-    elif check.returncode > 0:
-        yield check.stderr.strip().splitlines()[-1].removeprefix("xgboost-server: ")
 
 
 def find_model_faults_beside(environ: Mapping[str, str]) -> Iterator[str]:
@@ -126,8 +114,21 @@ def try_bind(host: str, port: int) -> str:
 def create_block(arbiter: Any) -> None:
     """Once, before the first fork; not in the configuration, which a HUP reads again."""
     arbiter.scorer_block = Block(ROUTE_LABELS)
+    arbiter.scorer_block.head[Block.EXPECTED] = arbiter.cfg.workers
     arbiter.scorer_group = ControlGroup()
     arbiter.scorer_oom_kills = arbiter.scorer_group.oom_kills()
+    load_kernels(arbiter)
+
+
+def load_kernels(arbiter: Any) -> None:
+    """Machine code for all workers. Where it cannot be made, they find that out themselves and XGBoost serves."""
+    settings = read_settings(os.environ)
+    try:
+        cache = find_cache(settings.cache_dir)
+        verify_cache(cache)
+        compile_kernels(kernel_cache(cache))
+    except Exception as error:  # whatever the compiler says
+        arbiter.log.error("the kernels cannot be compiled: %s", str(error).partition("\n")[0])
 
 
 def freeze_memory(arbiter: Any) -> None:

@@ -72,7 +72,7 @@ FAMILIES = (
     Family("scorer_open_connections", "gauge", "Connections open."),
     Family("scorer_loop_busy_ratio", "gauge", "Share of the last second the event loops were busy: mean of workers."),
     Family("scorer_workers", "gauge", "Workers alive, by state.", ("state",)),
-    Family("scorer_model_info", "gauge", "Workers serving this model.", ("model", "version", "digest")),
+    Family("scorer_model_info", "gauge", "Workers serving this model.", ("model", "version", "digest", "engine")),
     Family("scorer_model_load_seconds", "gauge", "Time the newest worker took to load the model."),
     Family("scorer_worker_starts_total", "counter", "Workers started."),
     Family("scorer_worker_exits_total", "counter", "Workers gone, by cause.", ("cause",)),
@@ -136,7 +136,7 @@ class Block:
     """
 
     # Cells of the head.
-    VERSION, STARTED_AT, MASTER_PID, CPU_USER, CPU_SYSTEM, DEAD_MODEL_COUNT, WAS_READY = range(7)
+    VERSION, STARTED_AT, MASTER_PID, CPU_USER, CPU_SYSTEM, DEAD_MODEL_COUNT, WAS_READY, EXPECTED = range(8)
     HEAD = 8
 
     def __init__(self, routes: Sequence[tuple[str, str]], slots: int = SLOTS) -> None:
@@ -187,7 +187,7 @@ class Block:
             if self.text(self.slots + index) == text:
                 return index
         if count == DEAD_MODELS - 1:
-            text = "other\nother\nother"
+            text = "other\nother\nother\nother"
         if count < DEAD_MODELS:
             self.write_text(self.slots + count, text)
             self.head[self.DEAD_MODEL_COUNT] = count + 1
@@ -220,6 +220,11 @@ class Block:
     @was_ready.setter
     def was_ready(self, value: bool) -> None:
         self.head[self.WAS_READY] = value
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether as many workers are ready as the master means to have."""
+        return bool(len(self.rows_in(READY)) >= self.head[self.EXPECTED])
 
     def rows_in(self, state: int) -> NDArray[np.float64]:
         """Rows of the workers in that state."""
@@ -299,6 +304,8 @@ class Recorder:
         if stages is None:
             return
         row[layout.model_requests] += 1.0
+        if not seen.rows:
+            return  # refused: nothing was predicted, and zeros would pull the percentiles down
         row[layout.rows] += seen.rows
         at = layout.stage_seconds
         for spent in (stages.decode, stages.predict, stages.encode):
@@ -329,8 +336,8 @@ class Recorder:
     def write_state(self, state: int) -> None:
         self._row[Layout.STATE] = state
 
-    def write_model(self, model: ModelIdentity, load_seconds: float) -> None:
-        self.block.write_text(self.slot, f"{model.name}\n{model.version}\n{model.digest}")
+    def write_model(self, model: ModelIdentity, load_seconds: float, engine: str = "packed") -> None:
+        self.block.write_text(self.slot, f"{model.name}\n{model.version}\n{model.digest}\n{engine}")
         self._row[Layout.LOAD_SECONDS] = load_seconds
 
     def younger(self, state: int) -> int:

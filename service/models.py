@@ -11,7 +11,8 @@ from pathlib import Path
 from service.artifact import ModelFile, read_model_file
 from service.batch import ModelIdentity
 from service.errors import ModelFileError
-from service.predictor import Predictor
+from service.packing import Packed, find_cache, prepare
+from service.predictor import BoosterPredictor, Predictor
 from service.settings import Settings
 
 FILE_NAMES = ("model.ubj", "model.json")
@@ -50,13 +51,24 @@ def find_version(place: Path) -> tuple[str, Path]:
     ]
     if not versions:
         raise ModelFileError(f"{place}: expected <version>/model.ubj or <version>/model.json in this folder")
-    return max(versions, key=lambda version: natural_order(version[0]))
+    return max(versions, key=lambda version: (natural_order(version[0]), version[0]))
 
 
 def natural_order(version: str) -> list[tuple[int, int, str]]:
     """2 before 10, and 1.9 before 1.10."""
     parts = re.findall(r"\d+|\D+", version)
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
+
+
+def create_predictor(file: ModelFile, packed: Packed) -> Predictor:
+    """The packed form, or XGBoost where there is none or it cannot run here."""
+    reason = packed.reason
+    if not reason:
+        try:
+            return packed.load()
+        except Exception as error:  # a broken cache, a compiler that fails: XGBoost serves all the same
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return BoosterPredictor.from_model_file(file, reason)
 
 
 def find_file(settings: Settings) -> tuple[str, ModelFile]:
@@ -68,6 +80,6 @@ def load_model(settings: Settings) -> LoadedModel:
     """The model that the settings name, ready to predict, or `ModelFileError`."""
     began = time.perf_counter()
     version, file = find_file(settings)
-    predictor = Predictor.from_model_file(file)
+    predictor = create_predictor(file, prepare(file, find_cache(settings.cache_dir)))
     identity = ModelIdentity(settings.model_name, version, file.digest)
     return LoadedModel(identity, predictor, time.perf_counter() - began)

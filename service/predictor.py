@@ -1,4 +1,4 @@
-"""One loaded model. The only room that imports xgboost, and only when a model is loaded.
+"""One loaded model, packed or XGBoost's own. The only room that imports xgboost, and only when a booster is loaded.
 
 XGBoost must not be imported in Gunicorn's master: libgomp is not fork-safe (dmlc/xgboost#8040), so a worker that was
 forked after it hangs at its first prediction.
@@ -10,12 +10,13 @@ import json
 import re
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from service.artifact import ModelFile
 from service.batch import Contract, Floats
+from service.ensemble import Ensemble, Ints
 from service.errors import ModelFileError
 
 if TYPE_CHECKING:
@@ -27,13 +28,49 @@ WARM_UP_CALLS = 8
 LOOP_SECONDS = 0.002
 
 
-class Predictor:
-    """Rows in, scores out, on the calling thread.
+class Predictor(Protocol):
+    """Rows in, scores out, on the calling thread; safe in any number of threads.
 
-    Safe in threads: a booster of trees is since XGBoost 1.4, any other is called under a lock.
+    `loop_rows` is how many rows can be scored within `LOOP_SECONDS`; `engine` says who scores, `reason` why it is not
+    the packed form.
     """
 
-    def __init__(self, booster: xgboost.Booster) -> None:
+    contract: Contract
+    loop_rows: int
+    engine: str
+    reason: str
+
+    def predict(self, values: Floats) -> Floats:
+        """Scores of float32 rows, NaN for missing: shape (rows,), or (rows, outputs) for several values a row."""
+
+
+class PackedPredictor:
+    """Our own kernels on the packed trees."""
+
+    engine = "packed"
+    reason = ""
+
+    def __init__(self, ensemble: Ensemble, contract: Contract) -> None:
+        from service.kernels import Engine
+
+        engine = Engine(ensemble)
+        engine.measure_crossover()
+        self.contract = contract
+        self._predict = engine.predict
+        self.loop_rows = measure_loop_rows(self)
+
+    def predict(self, values: Floats) -> Floats:
+        """As `Predictor.predict`."""
+        return self._predict(values)
+
+
+class BoosterPredictor:
+    """XGBoost. A booster of trees is thread-safe since 1.4; any other is called under a lock."""
+
+    engine = "xgboost"
+
+    def __init__(self, booster: xgboost.Booster, reason: str = "") -> None:
+        self.reason = reason
         self._booster = booster
         config = json.loads(booster.save_config())["learner"]
         # XGBoost 3.2 has no in-place prediction for gblinear; dart's gives other bits than Booster.predict, the truth.
@@ -41,33 +78,49 @@ class Predictor:
         self._lock = threading.Lock()
         booster.set_param({"nthread": 1})
         self.contract = self._read_contract(config["objective"]["name"])
-        self.loop_rows = self._measure_loop_rows()
+        # Nobody knows beforehand how long a call takes, so that none holds up the loop.
+        self.loop_rows = 0
 
     @classmethod
-    def from_model_file(cls, file: ModelFile) -> Predictor:
+    def from_model_file(cls, file: ModelFile, reason: str = "") -> BoosterPredictor:
         """The predictor of these bytes, or `ModelFileError` with XGBoost's reason."""
         import xgboost
 
         try:
             booster = xgboost.Booster()
             booster.load_model(bytearray(file.data))
-            return cls(booster)
+            predictor = cls(booster, reason)
+            predictor.warm_up()
         except (xgboost.core.XGBoostError, ValueError, KeyError, TypeError) as error:
             raise ModelFileError(f"{file.path}: XGBoost {xgboost.__version__}: {first_line(error)}") from None
+        return predictor
 
     def predict(self, values: Floats) -> Floats:
-        """Scores of float32 rows, NaN for missing: shape (rows,), or (rows, outputs) for several values a row."""
+        """As `Predictor.predict`."""
         if self._needs_matrix:
             return self._predict_matrix(values)
         scores: Floats = self._booster.inplace_predict(values, validate_features=False)
         return scores
 
-    def _predict_matrix(self, values: Floats) -> Floats:
+    def margins(self, values: Floats) -> Floats:
+        """Sums before the objective's transformation, by `Booster.predict`."""
+        return self._predict_matrix(values, output_margin=True)
+
+    def leaves(self, values: Floats) -> Ints:
+        """Index of the leaf that each row ends in, (rows, trees)."""
+        return self._predict_matrix(values, pred_leaf=True).astype(np.int32).reshape(len(values), -1)
+
+    def to_ubjson(self) -> bytearray:
+        raw: bytearray = self._booster.save_raw("ubj")
+        return raw
+
+    def _predict_matrix(self, values: Floats, **options: bool) -> Floats:
         import xgboost
 
+        types = list(self.contract.feature_types) or None if hasattr(self, "contract") else None
         with self._lock:
-            matrix = xgboost.DMatrix(values, nthread=1)
-            scores: Floats = self._booster.predict(matrix, validate_features=False)
+            matrix = xgboost.DMatrix(values, nthread=1, feature_types=types, enable_categorical=types is not None)
+            scores: Floats = self._booster.predict(matrix, validate_features=False, **options)
         return scores
 
     def _read_contract(self, objective: str) -> Contract:
@@ -85,19 +138,24 @@ class Predictor:
             rounds=int(booster.num_boosted_rounds()),
         )
 
-    def _measure_loop_rows(self) -> int:
-        """Rows that can be scored within `LOOP_SECONDS`; also warms the booster up."""
-        if self._needs_matrix:
-            return 0
-        one, many = (np.zeros((rows, self.contract.features), np.float32) for rows in (1, 65))
-        base = min(self._time(one) for _ in range(WARM_UP_CALLS))
-        per_row = max((min(self._time(many) for _ in range(3)) - base) / 64, 1e-7)
-        return max(1, int((LOOP_SECONDS - base) / per_row)) if base < LOOP_SECONDS else 0
+    def warm_up(self) -> None:
+        row = np.zeros((1, self.contract.features), np.float32)
+        for _ in range(WARM_UP_CALLS):
+            self.predict(row)
 
-    def _time(self, rows: Floats) -> float:
-        began = time.perf_counter()
-        self.predict(rows)
-        return time.perf_counter() - began
+
+def measure_loop_rows(predictor: Predictor) -> int:
+    """Rows that can be scored within `LOOP_SECONDS`; also warms the predictor up."""
+    one, many = (np.zeros((rows, predictor.contract.features), np.float32) for rows in (1, 257))
+    base = min(measure(predictor, one) for _ in range(WARM_UP_CALLS))
+    per_row = max((min(measure(predictor, many) for _ in range(3)) - base) / 256, 1e-8)
+    return max(1, int((LOOP_SECONDS - base) / per_row)) if base < LOOP_SECONDS else 0
+
+
+def measure(predictor: Predictor, rows: Floats) -> float:
+    began = time.perf_counter()
+    predictor.predict(rows)
+    return time.perf_counter() - began
 
 
 def first_line(error: Any) -> str:

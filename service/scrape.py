@@ -112,7 +112,7 @@ class BlockCollector:
             yield "scorer_model_load_seconds", (), newest[Layout.LOAD_SECONDS]
         requests: dict[tuple[str, ...], float] = {}
         for text, count in seen.models.items():
-            name, version, _ = text.split("\n")
+            name, version, *_ = text.split("\n")
             requests[name, version] = requests.get((name, version), 0.0) + count
         for labels, count in requests.items():
             yield "scorer_model_requests_total", labels, count

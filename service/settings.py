@@ -27,6 +27,7 @@ class Settings:
     model: Path
     model_name: str
     model_sha256: str
+    cache_dir: str
     host: str
     port: int
     admin_port: int
@@ -107,6 +108,13 @@ SETTINGS = (
         pattern(r"([0-9a-f]{64})?", "64 lower-case hexadecimal digits"),
         "",
         "refuse any model file but the one with this digest",
+    ),
+    Setting(
+        "cache_dir",
+        "SCORER_CACHE_DIR",
+        str,
+        "",
+        "folder for packed models and compiled kernels; empty: in the user's cache folder, or else in the temporary one",
     ),
     Setting("host", "SCORER_HOST", pattern(r"[0-9A-Za-z.:_-]+", "a host name or an address"), "127.0.0.1", "address"),
     Setting("port", "SCORER_PORT", integer(1, 65535), "8000", "port for callers"),

@@ -70,6 +70,8 @@ def open_request(edge: Edge) -> None:
     g.call = None
     g.rejected = ""
     g.request_id = edge.request_id(request.headers.get("X-Request-Id"))
+    if request.environ["PATH_INFO"].startswith("//"):
+        raise NotFound  # werkzeug 3.1 would take it for a single slash
     admin_port = edge.settings.admin_port
     if admin_port and request.path in ADMIN_ROUTES and request.environ.get("SERVER_PORT") != str(admin_port):
         raise NotFound
@@ -241,5 +243,6 @@ def describe(scorer: Scorer) -> dict[str, Any]:
             "objective": contract.objective,
             "feature_names": list(contract.feature_names),
             "rounds": contract.rounds,
+            "engine": scorer.predictor.engine,
         },
     }

@@ -41,6 +41,8 @@ from service.settings import read_settings
 STEP_BACK_SECONDS = 0.0015
 # A client whose idle connection we close may be sending at that moment; Gunicorn 27's own workers wait as long.
 LATE_SECONDS = 2.0
+# Time for those who were accepted last to be read from: their requests are on their way or in the kernel.
+SETTLE_SECONDS = 0.1
 TICK_SECONDS = 0.25
 
 # Out of file descriptors or memory: waiting costs less than failing in a loop.
@@ -123,6 +125,8 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
                 "model": identity.name,
                 "version": identity.version,
                 "digest": identity.digest,
+                "engine": model.predictor.engine,
+                "reason": model.predictor.reason,
                 "load_seconds": round(model.load_seconds, 3),
             },
         )
@@ -130,7 +134,7 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
     async def _wait_for_siblings(self) -> None:
         """At the first start all workers become ready together: a probe must not find one ready and then another not."""
         block = self.recorder.block
-        while not block.was_ready and len(block.rows_in(BOOTING)):
+        while not block.was_ready and not block.is_complete:
             self.edge.unready = "other workers are loading the model"
             await asyncio.sleep(0.02)
         block.was_ready = True
@@ -152,11 +156,11 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
         self.recorder.write_state(DRAINING)
         late = min(perf_counter() + LATE_SECONDS, deadline)
         if self._has_successor():
-            self.acceptor.finish()
+            await self.acceptor.finish()
         while self.door.connections and perf_counter() < late:
             await asyncio.sleep(0.02)
-        self.acceptor.finish()
-        await asyncio.sleep(0)
+        await self.acceptor.finish()
+        await asyncio.sleep(SETTLE_SECONDS)
         self.door.close_idle()
         while self.door.connections and perf_counter() < deadline:
             await asyncio.sleep(0.02)
@@ -218,15 +222,16 @@ class Acceptor:
             listener.setblocking(False)
             self._loop.add_reader(listener, self._on_readable, listener)
 
-    def finish(self) -> None:
-        """Take all that is in the kernel's queue, and no more after that."""
-        if not self._is_accepting:
-            return
-        self._is_accepting = False
-        for listener in self._listeners:
-            self._loop.remove_reader(listener)
-            while self._accept(listener):
-                pass
+    async def finish(self) -> None:
+        """Take all that is in the kernel's queue, and no more after that; returns when they are connections."""
+        if self._is_accepting:
+            self._is_accepting = False
+            for listener in self._listeners:
+                self._loop.remove_reader(listener)
+                while self._accept(listener):
+                    pass
+        # A socket that is accepted and not yet a connection is in nobody's list: leaving now would reset it.
+        await asyncio.gather(*self._tasks)
 
     def _on_readable(self, listener: socket.socket) -> None:
         if len(self._door.connections) >= self._max_connections:

@@ -61,10 +61,9 @@ class RunningServer:
                 return Answer(error.code, dict(error.headers), error.read())
 
     def workers(self) -> list[int]:
-        """Workers alive; a check before a reload is a child of the master as well, and a dead one stays a zombie."""
+        """Workers alive; packing before a reload is a child of the master as well, and a dead one stays a zombie."""
         children = psutil.Process(self.pid).children()
-        alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
-        return [child.pid for child in alive if "check" not in child.cmdline()]
+        return [child.pid for child in children if is_worker(child)]
 
     def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """One scrape: value by name and sorted labels."""
@@ -90,6 +89,13 @@ class RunningServer:
         if self.process.poll() is None:
             self.process.terminate()
         return self.process.wait(60)
+
+
+def is_worker(child: psutil.Process) -> bool:
+    try:
+        return child.status() != psutil.STATUS_ZOMBIE and "service.packing" not in child.cmdline()
+    except psutil.NoSuchProcess:
+        return False
 
 
 def free_port() -> int:
@@ -132,7 +138,6 @@ def running_server(command: list[str] | None = None, **settings: str) -> Iterato
 
 
 def is_ready(server: RunningServer) -> bool:
-    """All workers serve, so that a test does not meet one that is still loading."""
     if server.process.poll() is not None:
         raise RuntimeError(f"the server stopped: {server.log.read_text()}")
     try:
@@ -140,5 +145,4 @@ def is_ready(server: RunningServer) -> bool:
             return False
     except OSError:
         return False
-    loading = [state for state in ("booting",) if server.total("scorer_workers", state=state)]
-    return not loading
+    return True

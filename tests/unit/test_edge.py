@@ -420,6 +420,7 @@ class Broken:
     def __init__(self, contract: Contract) -> None:
         self.contract = contract
         self.loop_rows = 1
+        self.engine = "packed"
 
     def predict(self, values: Floats) -> Floats:
         raise RuntimeError("s3cr3t-canary: the library's own words")

@@ -22,7 +22,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     6: ("http1", "web", "wsgi"),
     5: ("edge",),
     4: ("scoring",),
-    3: ("models",),
+    3: ("models", "packing"),
     2: ("predictor", "drift", "scrape"),
     1: ("artifact", "metrics", "logs", "head", "wire", "kernels", "ensemble", "auth"),
     0: ("errors", "settings", "batch", "machine"),
@@ -30,6 +30,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # Rooms on one floor do not know each other, but for these; each with its reason.
 NEIGHBOURS = {
+    ("models", "packing"): "a model is packed before it is loaded",
+    ("kernels", "ensemble"): "the arrays that the kernels walk",
     ("settings", "errors"): "faults in the settings are errors",
     ("worker", "app"): "the worker serves the application",
     ("master", "app"): "so do Gunicorn's own workers, which have it loaded for them",

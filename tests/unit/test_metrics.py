@@ -109,7 +109,7 @@ def test_a_request_is_counted_where_it_belongs() -> None:
     assert value(seen, "scorer_stage_seconds_sum", stage="decode") == pytest.approx(0.0001)
     assert value(seen, "scorer_stage_seconds_sum", stage="predict") == pytest.approx(0.0002)
     assert value(seen, "scorer_stage_seconds_sum", stage="encode") == pytest.approx(0.00005)
-    assert value(seen, "scorer_model_info", model="iris", version="1", digest="d" * 64) == 1
+    assert value(seen, "scorer_model_info", model="iris", version="1", digest="d" * 64, engine="packed") == 1
     assert value(seen, "scorer_workers", state="ready") == 1
     assert value(seen, "scorer_model_load_seconds") == 0.25
 
@@ -187,7 +187,7 @@ def test_what_a_worker_counted_outlives_it() -> None:
     assert value(after, "scorer_open_connections") == 0
     assert value(after, "scorer_in_flight") == 0
     assert value(after, "scorer_workers", state="ready") == 0
-    assert value(after, "scorer_model_info", model="iris", version="1", digest="d" * 64) == 0
+    assert value(after, "scorer_model_info", model="iris", version="1", digest="d" * 64, engine="packed") == 0
 
 
 def test_a_slot_is_used_again_and_starts_at_zero() -> None:
@@ -243,7 +243,7 @@ def test_counts_by_model_are_kept_per_version() -> None:
     seen = scrape(block)
     assert value(seen, "scorer_model_requests_total", model="iris", version="1") == 5
     assert value(seen, "scorer_model_requests_total", model="iris", version="2") == 4
-    assert value(seen, "scorer_model_info", model="iris", version="1", digest="d" * 64) == 1
+    assert value(seen, "scorer_model_info", model="iris", version="1", digest="d" * 64, engine="packed") == 1
 
 
 def test_a_version_that_was_served_from_two_files_is_one_line() -> None:
@@ -504,7 +504,7 @@ def test_labels_are_closed_sets() -> None:
     """No label of a request holds what a caller can make up; model and version are bounded elsewhere."""
     open_labels = {label for family in FAMILIES for label in family.labels}
     assert open_labels <= {
-        "wire", "route", "status", "stage", "reason", "model", "version", "digest", "state", "cause", "mode", "kind", "device",
+        "wire", "route", "status", "stage", "reason", "model", "version", "digest", "engine", "state", "cause", "mode", "kind", "device",
     }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from service.artifact import ModelFile
 from service.batch import Floats
-from service.predictor import Predictor
+from service.predictor import BoosterPredictor
 from tests.apps import Example, World
 
 HEAD_LENGTH = "Inference-Header-Content-Length"
@@ -230,9 +230,9 @@ def boosters() -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", BOOSTERS)
 def test_predictor_gives_a_row_alone_the_bits_of_booster_predict(kind: str, boosters: dict[str, Any]) -> None:
-    """Whatever the booster and the objective, one row through `Predictor` has the bits of `Booster.predict`."""
+    """Whatever the booster and the objective, one row through `BoosterPredictor` has the bits of `Booster.predict`."""
     booster = boosters[kind]
-    predictor = Predictor(booster)
+    predictor = BoosterPredictor(booster)
     rows = training_rows(100, seed=11)
     scores = np.concatenate([predictor.predict(row[np.newaxis]) for row in rows])
     alone = predict_alone(booster, rows)
@@ -242,10 +242,10 @@ def test_predictor_gives_a_row_alone_the_bits_of_booster_predict(kind: str, boos
 
 @pytest.mark.parametrize("kind", BOOSTERS)
 def test_predictor_gives_a_batch_the_scores_of_its_rows_alone(kind: str, boosters: dict[str, Any]) -> None:
-    """A batch through `Predictor` is within one unit in the last place of the margin sum, and of the score."""
+    """A batch through `BoosterPredictor` is within one unit in the last place of the margin sum, and of the score."""
     booster = boosters[kind]
     rows = training_rows(300, seed=12)
-    scores = Predictor(booster).predict(rows)
+    scores = BoosterPredictor(booster).predict(rows)
     alone = predict_alone(booster, rows)
     assert scores.shape == alone.shape
     margins, scores, alone = (
@@ -260,7 +260,7 @@ def test_predictor_gives_a_batch_the_scores_of_its_rows_alone(kind: str, booster
 @pytest.mark.parametrize("kind", BOOSTERS)
 def test_contract_says_how_many_values_a_row_gets(kind: str, boosters: dict[str, Any]) -> None:
     """`outputs` of the contract is the width of the scores; features and rounds are the booster's."""
-    predictor = Predictor(boosters[kind])
+    predictor = BoosterPredictor(boosters[kind])
     scores = predictor.predict(training_rows(5))
     assert predictor.contract.outputs == (1 if scores.ndim == 1 else scores.shape[1])
     assert predictor.contract.features == FEATURES
@@ -271,7 +271,7 @@ def test_contract_says_how_many_values_a_row_gets(kind: str, boosters: dict[str,
 def test_both_file_formats_give_the_same_bits(file_format: str, cancer: Example) -> None:
     """A model saved as JSON scores like the same model saved as UBJSON."""
     data = bytes(cancer.booster.save_raw(file_format))
-    predictor = Predictor.from_model_file(ModelFile(cancer.path.with_suffix(f".{file_format}"), data, "0" * 64))
+    predictor = BoosterPredictor.from_model_file(ModelFile(cancer.path.with_suffix(f".{file_format}"), data, "0" * 64))
     scores = np.concatenate([predictor.predict(row[np.newaxis]) for row in cancer.rows])
     assert (bits(scores) == bits(predict_alone(cancer.booster, cancer.rows, cancer.names))).all()
 
@@ -293,7 +293,7 @@ def test_an_early_stopped_model_uses_all_of_its_trees() -> None:
     watch = [(held_out, "test")]
     booster = xgboost.train(params, matrix, 50, evals=watch, early_stopping_rounds=3, verbose_eval=False)
     assert booster.best_iteration + 1 < booster.num_boosted_rounds()
-    scores = np.concatenate([Predictor(booster).predict(row[np.newaxis]) for row in rows[:20]])
+    scores = np.concatenate([BoosterPredictor(booster).predict(row[np.newaxis]) for row in rows[:20]])
     best = predict_alone(booster, rows[:20], iteration_range=(0, booster.best_iteration + 1))
     assert (bits(scores) == bits(predict_alone(booster, rows[:20]))).all()
     assert (bits(scores) != bits(best)).any()
@@ -302,7 +302,7 @@ def test_an_early_stopped_model_uses_all_of_its_trees() -> None:
 @pytest.mark.parametrize("kind", ["multi:softprob", "gblinear"])
 def test_predictors_are_safe_in_threads(kind: str, boosters: dict[str, Any]) -> None:
     """Four threads that share a predictor get what one thread gets."""
-    predictor = Predictor(boosters[kind])
+    predictor = BoosterPredictor(boosters[kind])
     batches = [training_rows(1 + seed % 70, seed) for seed in range(64)]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(predictor.predict, batches))

@@ -1,0 +1,767 @@
+"""A model of trees as flat arrays: read from XGBoost's UBJSON, packed once, written to disk, mapped by every worker.
+
+Two layouts of the same trees. *Nodes* are XGBoost's own, in its order, one record each, for walking from root to leaf.
+*Segments* are for many rows at once: a piece of a tree with at most 32 exits, numbered from left to right, becomes a
+list of tests, each with a mask. A row that goes right at a test cannot leave by any exit left of it, so the test's mask
+clears those bits; when all tests are done the lowest bit still set is the exit (QuickScorer, Lucchese and others, 2015).
+An exit is a leaf, or the way into a deeper segment of the same tree. No row is ever walked.
+
+Nothing here imports xgboost: the process that packs hands over `Booster.save_raw("ubj")`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import math
+import os
+import shutil
+import struct
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+# Written into the manifest. Raise it when an array's meaning changes: older folders are then packed again.
+FORMAT = 1
+# A mask is one 32-bit word.
+EXITS = 32
+# A tree of more tests than this is walked instead, also for many rows: every row would pay for all of them.
+MOST_TESTS = 1024
+# A tree's leaf and a category from here on cannot be told apart in float32 (`common::OutOfRangeCat`).
+MAX_CATEGORY = (1 << 24) - 1
+
+# How a margin becomes a score, and how the file's base score becomes a margin (`ObjFunction::PredTransform` and
+# `ProbToMargin` of XGBoost 3.2). What is not here is not packed.
+IDENTITY, SIGMOID, EXP, STEP, SOFTMAX, ARGMAX = range(6)
+TRANSFORMS = {
+    "reg:squarederror": IDENTITY,
+    "reg:linear": IDENTITY,
+    "reg:squaredlogerror": IDENTITY,
+    "reg:pseudohubererror": IDENTITY,
+    "reg:absoluteerror": IDENTITY,
+    "reg:quantileerror": IDENTITY,
+    "binary:logitraw": IDENTITY,
+    "rank:pairwise": IDENTITY,
+    "rank:ndcg": IDENTITY,
+    "rank:map": IDENTITY,
+    "reg:logistic": SIGMOID,
+    "binary:logistic": SIGMOID,
+    "count:poisson": EXP,
+    "reg:gamma": EXP,
+    "reg:tweedie": EXP,
+    "survival:cox": EXP,
+    "survival:aft": EXP,
+    "binary:hinge": STEP,
+    "multi:softprob": SOFTMAX,
+    "multi:softmax": ARGMAX,
+}
+
+# Columns of the tables, and the width of the one that is walked.
+RECORD = 4
+THRESHOLD, FEATURE, CHILD, VALUE = range(4)  # of nodes
+ROOT, DEPTH, GROUP, FIRST, LAST = range(5)  # of trees
+BEGIN, RIGHT, SETS, END, BASE, ENTRY = range(6)  # of segments
+COLUMN, LIMIT, MASK = range(3)  # of tests
+
+
+class UnsupportedModelError(Exception):
+    """This model cannot be packed, and why; XGBoost can serve it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class PackedModelError(Exception):
+    """A folder that does not hold a whole packed model of this format; pack it again."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What there is to know of an ensemble besides its arrays. `width` is the number of values in a leaf."""
+
+    objective: str
+    transform: int
+    booster: str
+    features: int
+    groups: int
+    width: int
+    trees: int
+    rounds: int
+    has_sets: bool
+    best_iteration: int | None
+    xgboost_version: str
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Packed trees. All arrays are C-contiguous and little-endian; none is written to again.
+
+    - `base` float32 (groups,): margin of a row before the first tree.
+    - `nodes` int32 (nodes, 4), `THRESHOLD, FEATURE, CHILD, VALUE`: bits of the float32 threshold; the feature, plus
+      `features` where a missing value goes right; where the left child's record begins, in int32s, the right one follows;
+      bits of a leaf's float32 value, or its row in `vectors`. A leaf's threshold is NaN and its left child the record
+      before its own, so that a step stays where it is.
+      A split by category has `-1 - feature` for a feature and the row of `sets` for a threshold.
+    - `trees` int32 (trees, 5), `ROOT, DEPTH, GROUP, FIRST, LAST`: root node, steps to the deepest leaf, output that it
+      adds to, segments from first to last; none when the tree is to be walked.
+    - `segments` int32 (segments, 6), `BEGIN, RIGHT, SETS, END, BASE, ENTRY`: tests from begin on, where missing goes
+      left; from right on, where it goes right; from sets on, by category; up to end. Slot of the first exit. Slot in
+      the segment above that leads here, -1 at the root.
+    - `tests` int32 (tests, 3), `COLUMN, LIMIT, MASK`: feature, bits of the threshold or the row of `sets`, exits left
+      to a row that goes right.
+    - `slots` int32 (exits,): a leaf's node. What `nodes` says of its value is in `values` again, int32 (exits,).
+    - `vectors` float32 (leaves, width): values of leaves that hold several.
+    - `sets` int32 (sets, 3): where the words of the set begin and end, whether missing goes right.
+    - `words` uint32: bit `c % 32` of word `c // 32` is set for a category c that goes right.
+    - `rounds` int32 (rounds + 1,): first tree of each boosting round.
+    """
+
+    meta: Meta
+    base: Floats
+    nodes: Ints
+    trees: Ints
+    segments: Ints
+    tests: Ints
+    slots: Ints
+    values: Ints
+    vectors: Floats
+    sets: Ints
+    words: NDArray[np.uint32]
+    rounds: Ints
+
+    @classmethod
+    def from_ubjson(cls, data: bytes | bytearray) -> Ensemble:
+        """Packed trees of what `Booster.save_raw("ubj")` of XGBoost 3.2 gives, or `UnsupportedModelError`."""
+        try:
+            return pack(read_ubjson(data))
+        except (KeyError, IndexError, ValueError, TypeError, struct.error, OverflowError) as error:
+            raise UnsupportedModelError(f"not the form of model that XGBoost 3.2 writes: {error!r}") from error
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays().values())
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {name: getattr(self, name) for name in ARRAYS}
+
+
+ARRAYS = tuple(field.name for field in fields(Ensemble) if field.name != "meta")
+
+
+# UBJSON as XGBoost writes it: lengths are always int64, arrays of numbers are typed, numbers are big-endian.
+
+TYPES = {b"d": ">f4", b"D": ">f8", b"i": ">i1", b"U": ">u1", b"I": ">i2", b"l": ">i4", b"L": ">i8"}
+SCALARS = {ord(kind): struct.Struct(">" + code) for kind, code in zip(TYPES, "fdbBhiq", strict=True)}
+CONSTANTS = {ord("Z"): None, ord("T"): True, ord("F"): False}
+LENGTH = struct.Struct(">q")
+
+
+class UbjsonReader:
+    """One document. Typed arrays are views on its bytes: 5,000 deep trees cost no Python object per number."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._data = memoryview(data)
+        self._at = 0
+
+    def read(self) -> Any:
+        kind = self._data[self._at]
+        self._at += 1
+        if kind == ord("{"):
+            return self._read_object()
+        if kind == ord("["):
+            return self._read_array()
+        if kind == ord("S"):
+            return self._read_text()
+        if kind in CONSTANTS:
+            return CONSTANTS[kind]
+        if kind not in SCALARS:
+            raise ValueError(f"unknown UBJSON type {kind} at byte {self._at - 1}")
+        return self._unpack(SCALARS[kind])
+
+    def _unpack(self, form: struct.Struct) -> Any:
+        (value,) = form.unpack_from(self._data, self._at)
+        self._at += form.size
+        return value
+
+    def _read_length(self) -> int:
+        if self._data[self._at] != ord("L"):
+            raise ValueError(f"expected an int64 length at byte {self._at}")
+        self._at += 1
+        length = int(self._unpack(LENGTH))
+        if not 0 <= length <= len(self._data) - self._at:
+            raise ValueError(f"a length of {length} at byte {self._at}")
+        return length
+
+    def _read_text(self) -> str:
+        length = self._read_length()
+        text = bytes(self._data[self._at : self._at + length])
+        self._at += length
+        # XGBoost 3.2 cuts names beyond ASCII in the middle of a letter; nothing here depends on them.
+        return text.decode("utf-8", "replace")
+
+    def _read_object(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        while self._data[self._at] != ord("}"):
+            name = self._read_text()
+            found[name] = self.read()
+        self._at += 1
+        return found
+
+    def _read_array(self) -> Any:
+        head = self._data[self._at]
+        if head == ord("$"):
+            return self._read_typed()
+        if head == ord("#"):
+            self._at += 1
+            return [self.read() for _ in range(self._read_length())]
+        items = []
+        while self._data[self._at] != ord("]"):
+            items.append(self.read())
+        self._at += 1
+        return items
+
+    def _read_typed(self) -> NDArray[Any]:
+        dtype = np.dtype(TYPES[bytes(self._data[self._at + 1 : self._at + 2])])
+        if self._data[self._at + 2] != ord("#"):
+            raise ValueError(f"a typed array without length at byte {self._at}")
+        self._at += 3
+        count = self._read_length()
+        array = np.frombuffer(self._data, dtype, count, self._at)
+        self._at += array.nbytes
+        return array
+
+
+def read_ubjson(data: bytes | bytearray) -> Any:
+    """The document; typed arrays are big-endian views on `data`."""
+    return UbjsonReader(data).read()
+
+
+# From XGBoost's document to one forest of arrays, all trees in a row.
+
+
+@dataclass
+class Forest:
+    """All trees one after another; children are numbered through the forest, a leaf's is -1."""
+
+    roots: NDArray[np.int64]
+    left: Ints
+    feature: Ints
+    threshold: Floats
+    default_right: NDArray[np.bool_]
+    # Row of the set table, -1 where a split is numeric.
+    set_id: Ints
+    # Bits of a float32, or row of `vectors`; 0 inside.
+    value: Ints
+    vectors: Floats
+    sets: Ints
+    words: NDArray[np.uint32]
+    group: Ints
+
+
+def pack(document: Mapping[str, Any]) -> Ensemble:
+    """Packed trees of a parsed model document, or `UnsupportedModelError` with the reason."""
+    if sys.byteorder != "little":
+        raise UnsupportedModelError("packed models are little-endian, this machine is not")
+    learner = document["learner"]
+    model, weights, booster = find_trees(learner["gradient_booster"])
+    parameters = learner["learner_model_param"]
+    features = int(parameters["num_feature"])
+    groups = max(int(parameters.get("num_target", 1)), int(parameters["num_class"]), 1)
+    objective = str(learner["objective"]["name"])
+    if objective not in TRANSFORMS:
+        raise UnsupportedModelError(f"the objective {objective} is not known here")
+    forest = read_forest(model["trees"], model["tree_info"], weights, features, groups)
+    levels = find_levels(forest)
+    verify_splits(forest, levels, features)
+    depths = measure_depths(forest, levels)
+    blocks = pack_segments(forest, levels)
+    trees = np.column_stack([forest.roots, depths, forest.group, blocks.first, blocks.last]).astype(np.int32)
+    best = learner.get("attributes", {}).get("best_iteration")
+    meta = Meta(
+        objective=objective,
+        transform=TRANSFORMS[objective],
+        booster=booster,
+        features=features,
+        groups=groups,
+        width=forest.vectors.shape[1] if len(forest.vectors) else 1,
+        trees=len(trees),
+        rounds=len(model["iteration_indptr"]) - 1,
+        has_sets=len(forest.sets) > 0,
+        best_iteration=None if best is None else int(best),
+        xgboost_version=".".join(str(part) for part in document["version"]),
+    )
+    return Ensemble(
+        meta=meta,
+        base=read_base(str(parameters["base_score"]), objective, groups),
+        nodes=pack_nodes(forest, levels, features),
+        trees=np.ascontiguousarray(trees),
+        segments=blocks.segments,
+        tests=blocks.tests,
+        slots=blocks.slots,
+        values=blocks.values,
+        vectors=forest.vectors,
+        sets=forest.sets,
+        words=forest.words,
+        rounds=read_rounds(model["iteration_indptr"], len(trees)),
+    )
+
+
+def find_trees(booster: Mapping[str, Any]) -> tuple[Any, Floats | None, str]:
+    """The tree model, the weight of each tree if it has one, and the booster's name."""
+    name = str(booster["name"])
+    if name == "gbtree":
+        return booster["model"], None, name
+    if name == "dart":
+        return booster["gbtree"]["model"], np.asarray(booster["weight_drop"], np.float32), name
+    raise UnsupportedModelError(f"the booster {name} is not one of trees")
+
+
+def read_rounds(bounds: Sequence[int], trees: int) -> Ints:
+    rounds = np.asarray(bounds, np.int32)
+    if rounds[0] != 0 or rounds[-1] != trees or (np.diff(rounds) < 0).any():
+        raise UnsupportedModelError("its boosting rounds do not cover its trees")
+    return rounds
+
+
+def read_base(text: str, objective: str, groups: int) -> Floats:
+    """The margin that rows start from: XGBoost stores the base score as the objective's output."""
+    scores = np.atleast_1d(np.asarray(json.loads(text), np.float64)).astype(np.float32)
+    if scores.shape not in ((1,), (groups,)) or not np.isfinite(scores).all():
+        raise UnsupportedModelError(f"a base score of {text} for {groups} outputs")
+    margins = np.array([to_margin(score, TRANSFORMS[objective]) for score in scores], np.float32)
+    if not np.isfinite(margins).all():
+        raise UnsupportedModelError(f"a base score of {text} has no margin under {objective}")
+    return np.ascontiguousarray(np.broadcast_to(margins, (groups,)))
+
+
+def to_margin(score: np.float32, transform: int) -> np.float32:
+    """`ObjFunction::ProbToMargin`: in float32, with the C library's logf."""
+    one, least = np.float32(1), np.float32(1e-6)
+    if transform == SIGMOID:
+        score = min(max(score, least), one - least)
+        return -call_logf(one / score - one)
+    if transform == EXP:
+        return call_logf(score)
+    return score
+
+
+def call_logf(value: np.float32) -> np.float32:
+    """numpy's own logarithm of a float32 differs in the last bit."""
+    logf = ctypes.CDLL("libm.so.6" if sys.platform == "linux" else None).logf
+    logf.argtypes, logf.restype = [ctypes.c_float], ctypes.c_float
+    return np.float32(logf(float(value)))
+
+
+def join(trees: Sequence[Mapping[str, Any]], name: str, dtype: Any) -> NDArray[Any]:
+    """One field of all trees in a row."""
+    return np.concatenate([np.asarray(tree[name]) for tree in trees]).astype(dtype)
+
+
+def read_forest(
+    documents: Sequence[Mapping[str, Any]], info: Sequence[int], weights: Floats | None, features: int, groups: int
+) -> Forest:
+    if not documents:
+        raise UnsupportedModelError("it has no trees")
+    order = np.argsort([int(tree["id"]) for tree in documents], kind="stable")
+    trees = [documents[at] for at in order]
+    sizes = np.array([len(tree["left_children"]) for tree in trees], np.int64)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    if starts[-1] >= 2**31 // RECORD or features >= 2**30:
+        raise UnsupportedModelError(f"{starts[-1]} nodes and {features} features are too many")
+    offsets = np.repeat(starts[:-1], sizes)
+    left = join(trees, "left_children", np.int64)
+    right = join(trees, "right_children", np.int64)
+    is_leaf = left < 0
+    if (right[~is_leaf] != left[~is_leaf] + 1).any():
+        # XGBoost finds the right child by adding one, whatever the file says.
+        raise UnsupportedModelError("the two children of a node are not neighbours")
+    if (left >= np.repeat(sizes, sizes) - 1).any():
+        raise UnsupportedModelError("a child lies outside of its tree")
+    threshold = join(trees, "split_conditions", np.float32)
+    set_id, sets, words = read_sets(trees, starts, join(trees, "default_left", bool))
+    if int(trees[0]["tree_param"]["size_leaf_vector"]) > 1:
+        if weights is not None:
+            raise UnsupportedModelError("dart with several values in a leaf")
+        value, vectors = read_vectors(trees, is_leaf, right, groups)
+    else:
+        value, vectors = read_values(threshold, is_leaf, None if weights is None else np.repeat(weights, sizes))
+    group = np.asarray(info, np.int32)
+    if len(group) != len(trees) or group.min() < 0 or group.max() >= groups:
+        raise UnsupportedModelError("a tree belongs to an output that the model does not have")
+    return Forest(
+        roots=starts[:-1],
+        left=np.where(is_leaf, -1, left + offsets).astype(np.int32),
+        feature=join(trees, "split_indices", np.int64).clip(-1, 2**31 - 1).astype(np.int32),
+        threshold=threshold,
+        default_right=~join(trees, "default_left", bool),
+        set_id=set_id,
+        value=value,
+        vectors=vectors,
+        sets=sets,
+        words=words,
+        group=group,
+    )
+
+
+def read_values(threshold: Floats, is_leaf: NDArray[np.bool_], weights: Floats | None) -> tuple[Ints, Floats]:
+    """Leaf values as bits. A tree of dart adds `(0 + leaf) * weight`, rounded once before it is added."""
+    leaves = np.where(is_leaf, threshold, np.float32(0))
+    if weights is not None:
+        leaves = (leaves + np.float32(0)) * weights
+    return np.ascontiguousarray(leaves, np.float32).view(np.int32), np.zeros((0, 1), np.float32)
+
+
+def read_vectors(
+    trees: Sequence[Mapping[str, Any]], is_leaf: NDArray[np.bool_], right: NDArray[np.int64], groups: int
+) -> tuple[Ints, Floats]:
+    """Where a tree has a value for every output, a leaf's right child is its row among the tree's leaf weights."""
+    weights = [np.asarray(tree["leaf_weights"], np.float32).reshape(-1, groups) for tree in trees]
+    counts = [len(rows) for rows in weights]
+    sizes = [len(tree["left_children"]) for tree in trees]
+    starts = np.repeat(np.concatenate([[0], np.cumsum(counts)[:-1]]), sizes)
+    rows = np.where(is_leaf, right, 0)
+    if (rows < 0).any() or (rows >= np.repeat(counts, sizes)).any():
+        raise UnsupportedModelError("a leaf without values")
+    return np.where(is_leaf, rows + starts, 0).astype(np.int32), np.ascontiguousarray(np.concatenate(weights))
+
+
+def read_sets(
+    trees: Sequence[Mapping[str, Any]], starts: NDArray[np.int64], default_left: NDArray[np.bool_]
+) -> tuple[Ints, Ints, NDArray[np.uint32]]:
+    """Row of the set table for every node (-1: numeric), the table, and the words of all sets."""
+    set_id = np.full(starts[-1], -1, np.int32)
+    rows: list[tuple[int, int, int]] = []
+    words: list[NDArray[np.uint32]] = []
+    filled = 0
+    for tree, start in zip(trees, starts[:-1], strict=True):
+        nodes = np.asarray(tree["categories_nodes"], np.int64)
+        if not np.array_equal(np.flatnonzero(np.asarray(tree["split_type"])), nodes):
+            raise UnsupportedModelError("its table of category splits does not fit its nodes")
+        begins, sizes = np.asarray(tree["categories_segments"]), np.asarray(tree["categories_sizes"])
+        for node, begin, size in zip(nodes, begins, sizes, strict=True):
+            mine = make_words(np.asarray(tree["categories"][begin : begin + size], np.int64))
+            set_id[start + node] = len(rows)
+            rows.append((filled, filled + len(mine), int(not default_left[start + node])))
+            words.append(mine)
+            filled += len(mine)
+    table = np.array(rows, np.int32).reshape(-1, 3)
+    return set_id, table, np.concatenate(words) if words else np.zeros(0, np.uint32)
+
+
+def make_words(categories: NDArray[np.int64]) -> NDArray[np.uint32]:
+    if not len(categories) or categories.min() < 0 or categories.max() > MAX_CATEGORY:
+        raise UnsupportedModelError("a split by category without categories, or with one beyond 16,777,215")
+    words = np.zeros(int(categories.max()) // 32 + 1, np.uint32)
+    np.bitwise_or.at(words, categories // 32, np.uint32(1) << (categories % 32).astype(np.uint32))
+    return words
+
+
+def find_levels(forest: Forest) -> list[NDArray[np.int64]]:
+    """Nodes of each level of all trees that can be reached, roots first."""
+    seen = np.zeros(len(forest.left), bool)
+    seen[forest.roots] = True
+    levels = [forest.roots]
+    while True:
+        inner = levels[-1][forest.left[levels[-1]] >= 0]
+        if not len(inner):
+            return levels
+        left = forest.left[inner].astype(np.int64)
+        children = np.stack([left, left + 1], axis=1).ravel()
+        if seen[children].any() or len(np.unique(left)) < len(left):
+            raise UnsupportedModelError("a node with two parents")
+        seen[children] = True
+        levels.append(children)
+
+
+def verify_splits(forest: Forest, levels: list[NDArray[np.int64]], features: int) -> None:
+    reached = np.concatenate(levels)
+    inner = reached[forest.left[reached] >= 0]
+    if len(inner) and (forest.feature[inner].min() < 0 or forest.feature[inner].max() >= features):
+        raise UnsupportedModelError("a split by a feature that the model does not have")
+    numeric = inner[forest.set_id[inner] < 0]
+    # Missing values are walked as the smallest or the largest number, which needs a threshold between.
+    if not np.isfinite(forest.threshold[numeric]).all():
+        raise UnsupportedModelError("a threshold that is not a finite number")
+
+
+def measure_depths(forest: Forest, levels: list[NDArray[np.int64]]) -> Ints:
+    """Steps from each root to its deepest leaf."""
+    depths = np.zeros(len(forest.roots), np.int32)
+    for depth, nodes in enumerate(levels):
+        depths[np.searchsorted(forest.roots, nodes, "right") - 1] = depth
+    return depths
+
+
+def pack_nodes(forest: Forest, levels: list[NDArray[np.int64]], features: int) -> Ints:
+    """The table `nodes`. What cannot be reached becomes a leaf, so that nothing in the table points astray."""
+    count = len(forest.left)
+    inner = np.concatenate(levels)
+    inner = inner[forest.left[inner] >= 0]
+    nodes = np.empty((count, 4), np.int32)
+    nodes[:, THRESHOLD] = np.float32(np.nan).view(np.int32)
+    nodes[:, FEATURE] = 0
+    nodes[:, CHILD] = np.arange(-1, count - 1) * RECORD
+    nodes[:, VALUE] = forest.value
+    nodes[inner, THRESHOLD] = forest.threshold[inner].view(np.int32)
+    nodes[inner, FEATURE] = forest.feature[inner] + features * forest.default_right[inner]
+    nodes[inner, CHILD] = forest.left[inner] * RECORD
+    split = inner[forest.set_id[inner] >= 0]
+    nodes[split, THRESHOLD] = forest.set_id[split]
+    nodes[split, FEATURE] = -1 - forest.feature[split]
+    return nodes
+
+
+# Segments.
+
+
+@dataclass
+class Blocks:
+    """Tables of segments; `first` and `last` are those of each tree."""
+
+    first: Ints
+    last: Ints
+    segments: Ints
+    tests: Ints
+    slots: Ints
+    values: Ints
+
+
+def pack_segments(forest: Forest, levels: list[NDArray[np.int64]]) -> Blocks:
+    """Cut every tree into segments of at most 32 exits, as few as can be had from the leaves up."""
+    levels = leave_out_large(forest, levels)
+    exits, is_cut = count_exits(forest, levels)
+    root, offset = place_exits(forest, levels, exits, is_cut)
+    nodes = np.concatenate(levels) if levels else np.zeros(0, np.int64)
+    tree = np.searchsorted(forest.roots, nodes, "right") - 1
+    depth = np.repeat(np.arange(len(levels)), [len(level) for level in levels])
+    heads = nodes[root[nodes] == nodes]
+    # By tree, and from the top down: a row passes them in this order.
+    heads = heads[np.lexsort((heads, depth[root[nodes] == nodes], tree[root[nodes] == nodes]))]
+    base = np.concatenate([[0], np.cumsum(exits[heads])])
+    if base[-1] >= 2**31 - EXITS:
+        raise UnsupportedModelError("it has too many leaves")
+    number = np.zeros(len(forest.left), np.int32)
+    number[heads] = np.arange(len(heads))
+    segment = number[root]
+    tests, bounds = pack_tests(forest, nodes[forest.left[nodes] >= 0], exits, is_cut, segment, offset, len(heads))
+    slots, values = pack_exits(forest, nodes, segment, offset, base)
+    entry = np.full(len(heads), -1, np.int64)
+    cut = is_cut[heads]
+    parents = find_parents(forest, nodes)
+    above = parents[heads[cut]]
+    step_right = heads[cut] != forest.left[above]
+    siblings = np.where(is_cut[forest.left[above]], 1, exits[forest.left[above]])
+    entry[cut] = base[segment[above]] + offset[above] + np.where(step_right, siblings, 0)
+    segments = np.column_stack([bounds, base[:-1], entry]).astype(np.int32)
+    owner = np.searchsorted(forest.roots, heads, "right") - 1
+    count = np.arange(len(forest.roots))
+    return Blocks(
+        first=np.searchsorted(owner, count, "left").astype(np.int32),
+        last=np.searchsorted(owner, count, "right").astype(np.int32),
+        segments=np.ascontiguousarray(segments),
+        tests=tests,
+        slots=slots,
+        values=values,
+    )
+
+
+def leave_out_large(forest: Forest, levels: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Levels without the trees that are to be walked."""
+    tests = np.zeros(len(forest.roots), np.int64)
+    trees = [np.searchsorted(forest.roots, nodes, "right") - 1 for nodes in levels]
+    for nodes, tree in zip(levels, trees, strict=True):
+        np.add.at(tests, tree[forest.left[nodes] >= 0], 1)
+    kept = [nodes[tests[tree] <= MOST_TESTS] for nodes, tree in zip(levels, trees, strict=True)]
+    return [nodes for nodes in kept if len(nodes)]
+
+
+def count_exits(forest: Forest, levels: list[NDArray[np.int64]]) -> tuple[Ints, NDArray[np.bool_]]:
+    """Exits of the segment below each node, and whether a segment begins there; roots are not marked."""
+    exits = np.ones(len(forest.left), np.int32)
+    is_cut = np.zeros(len(forest.left), bool)
+    for nodes in reversed(levels):
+        inner = nodes[forest.left[nodes] >= 0]
+        left = forest.left[inner]
+        right = left + 1
+        larger = np.where(exits[left] >= exits[right], left, right)
+        smaller = left + right - larger
+        over = exits[left] + exits[right] > EXITS
+        is_cut[larger[over]] = True
+        # 32 exits and the way into the larger one are still too many.
+        is_cut[smaller[over & (exits[smaller] == EXITS)]] = True
+        exits[inner] = np.where(is_cut[left], 1, exits[left]) + np.where(is_cut[right], 1, exits[right])
+    return exits, is_cut
+
+
+def place_exits(
+    forest: Forest, levels: list[NDArray[np.int64]], exits: Ints, is_cut: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], Ints]:
+    """For each node: the node that its segment begins at, and its leftmost exit in that segment."""
+    root = np.zeros(len(forest.left), np.int64)
+    offset = np.zeros(len(forest.left), np.int32)
+    root[forest.roots] = forest.roots
+    for nodes in levels:
+        inner = nodes[forest.left[nodes] >= 0]
+        left = forest.left[inner]
+        passed = offset[inner]
+        for child in (left, left + 1):
+            root[child] = np.where(is_cut[child], child, root[inner])
+            offset[child] = np.where(is_cut[child], 0, passed)
+            passed = passed + np.where(is_cut[child], 1, exits[child])
+    return root, offset
+
+
+def pack_tests(
+    forest: Forest,
+    inner: NDArray[np.int64],
+    exits: Ints,
+    is_cut: NDArray[np.bool_],
+    segment: Ints,
+    offset: Ints,
+    segments: int,
+) -> tuple[Ints, NDArray[np.int64]]:
+    """The table `tests`, ordered by segment and kind, and for each segment `BEGIN, RIGHT, SETS, END`."""
+    is_set = forest.set_id[inner] >= 0
+    kind = np.where(is_set, 2, forest.default_right[inner])
+    order = np.lexsort((forest.feature[inner], kind, segment[inner]))
+    inner, kind, is_set = inner[order], kind[order], is_set[order]
+    left = forest.left[inner]
+    closed = np.where(is_cut[left], 1, exits[left]).astype(np.uint64)
+    mask = ~(((np.uint64(1) << closed) - np.uint64(1)) << offset[inner].astype(np.uint64))
+    tests = np.empty((len(inner), 3), np.int32)
+    tests[:, COLUMN] = forest.feature[inner]
+    tests[:, LIMIT] = np.where(is_set, forest.set_id[inner], forest.threshold[inner].view(np.int32))
+    tests[:, MASK] = mask.astype(np.uint32).view(np.int32)
+    place = segment[inner].astype(np.int64) * 3 + kind
+    edges = np.searchsorted(place, np.arange(segments * 3 + 1))
+    bounds = np.column_stack([edges[0:-1:3], edges[1:-1:3], edges[2:-1:3], edges[3::3]])
+    return tests, bounds
+
+
+def pack_exits(
+    forest: Forest, nodes: NDArray[np.int64], segment: Ints, offset: Ints, base: NDArray[np.int64]
+) -> tuple[Ints, Ints]:
+    """`slots` and `values`; ways into other segments stay -1 and 0."""
+    leaves = nodes[forest.left[nodes] < 0]
+    slots = np.full(base[-1], -1, np.int32)
+    values = np.zeros(base[-1], np.int32)
+    at = base[segment[leaves]] + offset[leaves]
+    slots[at] = leaves
+    values[at] = forest.value[leaves]
+    return slots, values
+
+
+def find_parents(forest: Forest, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
+    parents = np.zeros(len(forest.left), np.int64)
+    inner = nodes[forest.left[nodes] >= 0]
+    for step in (0, 1):
+        parents[forest.left[inner] + step] = inner
+    return parents
+
+
+# On disk.
+
+MANIFEST = "manifest.json"
+
+
+def write_ensemble(ensemble: Ensemble, folder: Path) -> None:
+    """Write the folder whole or not at all: beside it, synced, renamed.
+
+    An older folder of that name is put aside first and deleted after; a worker that has it mapped keeps its pages.
+    Raises `OSError` (a full disk) and leaves nothing behind.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        files = {name: write_array(array, beside / f"{name}.npy") for name, array in ensemble.arrays().items()}
+        manifest = {"format": FORMAT, "meta": asdict(ensemble.meta), "files": files}
+        write_synced(beside / MANIFEST, json.dumps(manifest, indent=1).encode())
+        sync(beside)
+        replace_folder(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def replace_folder(beside: Path, folder: Path) -> None:
+    if folder.exists():
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        os.rename(folder, aside / "old")
+        os.rename(beside, folder)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        os.rename(beside, folder)
+    sync(folder.parent)
+
+
+def write_array(array: NDArray[Any], path: Path) -> str:
+    """Its sha256 in hexadecimal, once the bytes are on the disk."""
+    with path.open("xb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    return hash_file(path)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(folder: Path) -> None:
+    """Make the names in a folder last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_ensemble(folder: Path, verify: bool = True) -> Ensemble:
+    """Arrays mapped from the folder, so that all processes share one copy, or `PackedModelError`.
+
+    `verify` reads every byte once and compares checksums; who has just written the folder may leave it out.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT:
+            raise PackedModelError(f"{folder}: packed in format {manifest['format']}, this is {FORMAT}")
+        meta = Meta(**manifest["meta"])
+        arrays = {name: read_array(folder / f"{name}.npy", manifest["files"][name], verify) for name in ARRAYS}
+        return Ensemble(meta=meta, **arrays)
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise PackedModelError(f"{folder}: {error}") from error
+
+
+def read_array(path: Path, digest: str, verify: bool) -> NDArray[Any]:
+    if verify and hash_file(path) != digest:
+        raise PackedModelError(f"{path}: the checksum is not the manifest's")
+    if path.stat().st_size <= 128 or math.prod(read_shape(path)) == 0:
+        empty: NDArray[Any] = np.load(path, allow_pickle=False)
+        return empty  # an empty file cannot be mapped
+    mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    # The same pages without numpy.memmap's cost on every slice.
+    return mapped.view(np.ndarray)
+
+
+def read_shape(path: Path) -> tuple[int, ...]:
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        return np.lib.format.read_array_header_1_0(file)[0]

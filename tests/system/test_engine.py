@@ -1,0 +1,124 @@
+"""The packed engine in the whole server: it serves, and where it cannot, XGBoost serves and says so."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import xgboost
+
+from tests.serving import CANCER, RunningServer, running_server
+
+PATH = "/v1/models/breast-cancer:predict"
+GOLDEN = json.loads((CANCER.parent / "golden.json").read_text())
+
+
+def engine_of(server: RunningServer) -> str:
+    engine: str = server.request("/v2/models/breast-cancer").json()["parameters"]["engine"]
+    return engine
+
+
+def scores_of(server: RunningServer) -> list[float]:
+    body = json.dumps({"instances": GOLDEN["rows"]}).encode()
+    scores: list[float] = server.request(PATH, body).json()["predictions"]
+    return scores
+
+
+def test_workers_serve_the_packed_form_without_xgboost(tmp_path: Path) -> None:
+    """No process of the server has XGBoost loaded, the master has one thread, and the model is in memory once."""
+    cache = str(tmp_path / "cache")
+    with running_server(None, WEB_CONCURRENCY="4", SCORER_MODEL=str(CANCER), SCORER_CACHE_DIR=cache) as server:
+        assert engine_of(server) == "packed"
+        assert np.array_equal(np.array(scores_of(server), np.float32), np.array(GOLDEN["scores"], np.float32))
+        assert server.total("scorer_model_info", engine="packed") == 4
+        maps = {pid: Path(f"/proc/{pid}/maps").read_text() for pid in [server.pid, *server.workers()]}
+        assert not [pid for pid, text in maps.items() if "libxgboost" in text or "libgomp" in text]
+        mapped = {
+            line.split()[-1] for pid in server.workers() for line in maps[pid].splitlines() if "nodes.npy" in line
+        }
+        assert len(mapped) == 1
+        assert len(os.listdir(f"/proc/{server.pid}/task")) == 1
+
+
+def test_a_second_start_finds_everything_packed(tmp_path: Path) -> None:
+    settings = {"SCORER_MODEL": str(CANCER), "SCORER_CACHE_DIR": str(tmp_path / "cache")}
+    with running_server(None, **settings) as server:
+        first = scores_of(server)
+    packed = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "cache").rglob("*.np*"))
+    with running_server(None, **settings) as server:
+        assert scores_of(server) == first
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "cache").rglob("*.np*")) == packed
+
+
+def test_a_cache_that_cannot_be_written_leaves_the_model_to_xgboost(tmp_path: Path) -> None:
+    """A file where the folder should be: neither packed nor compiled, and still served."""
+    (tmp_path / "cache").write_text("not a folder")
+    settings = {"SCORER_MODEL": str(CANCER), "SCORER_CACHE_DIR": str(tmp_path / "cache")}
+    with running_server(None, **settings) as server:
+        assert engine_of(server) == "xgboost"
+        assert np.allclose(scores_of(server), GOLDEN["scores"], rtol=1e-6)
+        assert server.total("scorer_model_info", engine="xgboost") == 2
+        assert any(line.get("engine") == "xgboost" and line["reason"] for line in server.lines())
+
+
+def test_a_compiler_that_fails_leaves_the_model_to_xgboost(tmp_path: Path) -> None:
+    """numba with its compiler switched off stands for one that fails."""
+    settings = {"SCORER_MODEL": str(CANCER), "SCORER_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_DISABLE_JIT": "1"}
+    with running_server(None, **settings) as server:
+        assert engine_of(server) == "xgboost"
+        assert np.allclose(scores_of(server), GOLDEN["scores"], rtol=1e-6)
+
+
+def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    with running_server(None, SCORER_MODEL=str(CANCER), SCORER_CACHE_DIR=str(cache)) as server:
+        assert engine_of(server) == "xgboost"
+        assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("name", ["nodes.npy", "manifest.json"])
+def test_a_broken_cache_is_noticed(tmp_path: Path, name: str) -> None:
+    """One flipped byte: the checksum differs, and XGBoost serves rather than something wrong."""
+    cache = tmp_path / "cache"
+    settings = {"SCORER_MODEL": str(CANCER), "SCORER_CACHE_DIR": str(cache)}
+    with running_server(None, **settings) as server:
+        assert engine_of(server) == "packed"
+    file = next(cache.rglob(name))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with running_server(None, **settings) as server:
+        assert engine_of(server) in ("packed", "xgboost")
+        assert np.allclose(scores_of(server), GOLDEN["scores"], rtol=1e-6)
+
+
+def test_what_cannot_be_packed_is_served_by_xgboost(tmp_path: Path) -> None:
+    """gblinear has no trees."""
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(200, 3)).astype(np.float32)
+    data = xgboost.DMatrix(rows, rows[:, 0] * 2)
+    booster = xgboost.train({"booster": "gblinear", "nthread": 1}, data, 5)
+    booster.save_model(tmp_path / "linear.ubj")
+    settings = {"SCORER_MODEL": str(tmp_path / "linear.ubj"), "SCORER_CACHE_DIR": str(tmp_path / "cache")}
+    with running_server(None, **settings) as server:
+        model = server.request("/v2/models/linear").json()
+        assert model["parameters"]["engine"] == "xgboost"
+        answer = server.request("/v1/models/linear:predict", json.dumps({"instances": rows[:4].tolist()}).encode())
+        assert np.array_equal(
+            np.array(answer.json()["predictions"], np.float32), booster.predict(xgboost.DMatrix(rows[:4]))
+        )
+
+
+def test_private_memory_of_a_worker_is_small(tmp_path: Path) -> None:
+    """The issue's figure is measured by `make bench`; here only that the model and the libraries are shared."""
+    settings = {"SCORER_MODEL": str(CANCER), "SCORER_CACHE_DIR": str(tmp_path / "cache"), "WEB_CONCURRENCY": "4"}
+    with running_server(None, **settings) as server:
+        scores_of(server)
+        private = [psutil.Process(pid).memory_full_info().uss for pid in server.workers()]
+        assert max(private) < 30_000_000, private
