@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import httptools
 
-from service.batch import Incoming, Observation, Outgoing
+from service.batch import Batch, Incoming, Observation, Outgoing
 from service.edge import PROBES, UNMATCHED, Call, Edge, server_timing
 from service.errors import (
     ExpectationFailedError,
@@ -101,6 +101,11 @@ class Door:
         self.flask_waiting = 0
         # Scoring requests that came while the model was loading: they wait for it.
         self.parked: list[tuple[Connection, Request]] = []
+        # Calls of this turn of the loop, and how many rows they have: they are scored together when it ends.
+        self.batch: list[tuple[Connection, Request, Call]] = []
+        self.batch_rows = 0
+        # How many sockets became ready in this turn; set by the loop's selector.
+        self.ready_sockets = 0
         self._identity = ""
         self._heads: dict[int, str] = {}
 
@@ -126,6 +131,15 @@ class Door:
         """Close what has waited for too long."""
         for connection in [one for one in self.connections if one.deadline < now]:
             connection.expire()
+
+    def score_batch(self) -> None:
+        """Score what was decoded in this turn in one call: nobody waited for it but those who came at the same time."""
+        batch, self.batch, self.batch_rows = self.batch, [], 0
+        if not batch:
+            return
+        self.edge.finish_together([call for _, _, call in batch])
+        for connection, request, call in batch:
+            connection.send_scored(request, call)
 
     def unpark(self) -> None:
         """The model is there: answer those who waited for it."""
@@ -382,14 +396,38 @@ class Connection(asyncio.BufferedProtocol):
         headers = request.headers
         incoming = Incoming(request.method, path, headers, request.body, edge.request_id(headers.get("x-request-id")))
         call = edge.begin(route, incoming, request.began)
+        if call.batch is None:
+            self._send_call(request, call)
+            return
         if not edge.may_block(call):
-            self._send_call(request, edge.finish(call))
+            self._score_soon(request, call, call.batch)
             return
         self._is_busy = True
         self._door.recorder.add_in_flight(1)
         self._when_done(
             self._door.scoring_pool.submit(edge.finish, call), lambda done: self._scored(request, call, done)
         )
+
+    def _score_soon(self, request: Request, call: Call, batch: Batch) -> None:
+        """On the loop: with the others of this turn, if there may be others."""
+        door = self._door
+        if door.ready_sockets == 1:
+            self._send_call(request, self._edge.finish(call))
+            return
+        if self._edge.is_too_long(door.batch_rows + len(batch.values)):
+            door.score_batch()
+        if not door.batch:
+            self._loop.call_soon(door.score_batch)
+        self._is_busy = True
+        door.batch.append((self, request, call))
+        door.batch_rows += len(batch.values)
+
+    def send_scored(self, request: Request, call: Call) -> None:
+        """The answer to a call of the batch, and to what waits behind it."""
+        self._is_busy = False
+        if not self._transport.is_closing():
+            self._send_call(request, call)
+            self._go_on()
 
     def _scored(self, request: Request, call: Call, done: Future[Call]) -> None:
         self._door.recorder.add_in_flight(-1)

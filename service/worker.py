@@ -50,17 +50,19 @@ ACCEPT_PAUSE_SECONDS = 0.1
 
 
 class TimedSelector(selectors.DefaultSelector):
-    """A selector that measures the loop's turns: the time between two waits."""
+    """A selector that measures the loop's turns, the time between two waits, and tells the door how many are ready."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, door: Door) -> None:
         super().__init__()
         self._recorder = recorder
+        self._door = door
         self._woke = perf_counter()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self._recorder.observe_turn(perf_counter() - self._woke)
         events = super().select(timeout)
         self._woke = perf_counter()
+        self._door.ready_sockets = len(events)
         return events
 
 
@@ -83,7 +85,8 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
         self.wsgi = create_app_around(self.edge)
 
     def run(self) -> None:
-        self.loop = asyncio.SelectorEventLoop(TimedSelector(self.recorder))
+        self.door = Door(self.edge, self.wsgi)
+        self.loop = asyncio.SelectorEventLoop(TimedSelector(self.recorder, self.door))
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_until_complete(self._serve())
@@ -93,7 +96,6 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
     # The life of the worker.
 
     async def _serve(self) -> None:
-        self.door = Door(self.edge, self.wsgi)
         self.acceptor = Acceptor(self.sockets, self.door, self.loop, self.cfg, self._is_crowded)
         self.stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):

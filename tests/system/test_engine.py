@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 from pathlib import Path
@@ -122,3 +123,23 @@ def test_private_memory_of_a_worker_is_small(tmp_path: Path) -> None:
         scores_of(server)
         private = [psutil.Process(pid).memory_full_info().uss for pid in server.workers()]
         assert max(private) < 30_000_000, private
+
+
+def test_requests_scored_together_get_their_own_scores() -> None:
+    """Sixty connections send at the same moment, each another row: one prediction, sixty answers, none of a neighbour."""
+    rows, wanted = GOLDEN["rows"], [np.float32(score) for score in GOLDEN["scores"]]
+    with running_server(None, WEB_CONCURRENCY="1", SCORER_MODEL=str(CANCER)) as server:
+        connections = [http.client.HTTPConnection(server.host, server.port, timeout=30) for _ in range(60)]
+        for connection in connections:
+            connection.connect()
+        for turn in range(20):
+            picked = [(7 * turn + i) % len(rows) for i in range(len(connections))]
+            sizes = [1 + (i + turn) % 3 for i in range(len(connections))]
+            for connection, row, size in zip(connections, picked, sizes, strict=True):
+                connection.request("POST", PATH, json.dumps({"instances": [rows[row]] * size}))
+            for connection, row, size in zip(connections, picked, sizes, strict=True):
+                scores = json.loads(connection.getresponse().read())["predictions"]
+                assert [np.float32(score) for score in scores] == [wanted[row]] * size
+        for connection in connections:
+            connection.close()
+        assert server.total("scorer_requests_total", route="/v1/models/{model}:predict", status="200") == 1200

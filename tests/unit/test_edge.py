@@ -10,6 +10,7 @@ import tracemalloc
 import zlib
 from typing import Any, cast
 
+import numpy as np
 import orjson
 import pytest
 
@@ -460,3 +461,29 @@ def test_a_decoder_that_fails_is_a_500_without_its_words(world: World) -> None:
     assert b"s3cr3t-canary" not in call.outgoing.body
     assert [line["request_id"] for line in world.log_lines] == ["find-me"]
     assert "KeyError" in world.log_lines[0]["exc_info"]
+
+
+def calls_of(world: World, bodies: list[bytes]) -> list[Call]:
+    route = world.edge.routes["/v1/models/iris:predict"]
+    requests = [Incoming("POST", "/v1/models/iris:predict", {}, body, f"id-{i}") for i, body in enumerate(bodies)]
+    return [world.edge.begin(route, incoming, 0.0) for incoming in requests]
+
+
+def test_calls_scored_together_are_answered_as_alone(world: World, iris: Example) -> None:
+    """One prediction for calls of several sizes: each gets the bytes that it would get by itself."""
+    lists = [[None if np.isnan(value) else float(value) for value in row] for row in iris.rows]
+    bodies = [orjson.dumps({"instances": lists[i : i + 1 + i % 3]}) for i in range(len(lists))]
+    alone = calls_of(world, bodies)
+    for call in alone:
+        world.edge.finish(call)
+    together = calls_of(world, bodies)
+    world.edge.finish_together(together)
+    assert [call.outgoing for call in together] == [call.outgoing for call in alone]
+
+
+def test_a_prediction_that_fails_for_all_is_tried_for_each(broken: LoadedModel) -> None:
+    """Each is answered, with a fault of ours in its own words."""
+    world = World(broken)
+    calls = calls_of(world, [b'{"instances": [[1, 2, 3, 4]]}'] * 3)
+    world.edge.finish_together(calls)
+    assert [call.outgoing.status for call in calls if call.outgoing] == [500] * 3
