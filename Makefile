@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --requir
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long test-pythons test-clients image-test bench lint format requirements clean
+.PHONY: help install serve test test-long test-pythons test-clients image-test bench bench-kernels lint format requirements clean
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ $(VENV)/.bench: requirements/bench.txt $(VENV)/.server
 bench: $(VENV)/.bench ## Compare speed and memory with what people run instead (Linux, four minutes)
 	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -qy --no-install-recommends wrk; } || { echo "wrk is missing: apt-get install wrk (Debian, Ubuntu), dnf install wrk (Fedora)"; exit 1; }
 	$(BIN)/python -m benchmarks
+
+bench-kernels: $(VENV)/.bench ## Time the kernels alone against XGBoost (ten minutes)
+	$(BIN)/python -m benchmarks kernels
 
 lint: $(VENV)/.test ## Check style and types
 	$(BIN)/ruff check .

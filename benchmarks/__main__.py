@@ -25,8 +25,15 @@ def measure_serving(arguments: argparse.Namespace) -> str:
     return serving_report.render(serving.run(options), options)
 
 
+def measure_kernels(arguments: argparse.Namespace) -> str:
+    # Imported only now: it needs the server's own package and its compiler, which the load does not.
+    from benchmarks import kernels
+
+    return kernels.render(kernels.run(arguments.rounds))
+
+
 # A part measures something and returns its section of results.md.
-PARTS: Mapping[str, Callable[[argparse.Namespace], str]] = {"serving": measure_serving}
+PARTS: Mapping[str, Callable[[argparse.Namespace], str]] = {"serving": measure_serving, "kernels": measure_kernels}
 
 
 def main() -> None:
@@ -34,7 +41,7 @@ def main() -> None:
     # So that the servers are stopped whichever way this program is.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.monotonic()
-    for part in [arguments.part] if arguments.part else PARTS:
+    for part in [arguments.part]:
         try:
             section = PARTS[part](arguments)
         except BenchmarkError as error:
@@ -48,7 +55,7 @@ def main() -> None:
 
 def create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("part", nargs="?", choices=PARTS, help="this part only (all)")
+    parser.add_argument("part", nargs="?", choices=PARTS, default="serving", help="what to measure (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds a case (%(default)s)")
     parser.add_argument("--seconds", type=int, default=3, help="length of a round (%(default)s)")
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=SERVERS, help="only print these")

@@ -32,13 +32,19 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
 # Written into the manifest. Raise it when an array's meaning changes: older folders are then packed again.
-FORMAT = 1
+FORMAT = 2
 # A mask is one 32-bit word.
 EXITS = 32
 # A tree of more tests than this is walked instead, also for many rows: every row would pay for all of them.
-MOST_TESTS = 1024
-# A tree's leaf and a category from here on cannot be told apart in float32 (`common::OutOfRangeCat`).
-MAX_CATEGORY = (1 << 24) - 1
+MOST_TESTS = 640
+# So is one that splits a feature by so many categories that a set of them takes more words than this.
+MOST_WORDS = 8
+# Categories from here on go left wherever they are met (`common::InvalidCat`).
+END_OF_CATEGORIES = 1 << 24
+# Words of all sets together: 256 MB.
+MOST_WORDS_IN_ALL = 1 << 26
+# In a set, the bit of a missing value; the next one is for all that no set knows, and the categories follow.
+CODE_OF_MISSING, CODE_OF_UNKNOWN, CODE_OF_FIRST = range(3)
 
 # How a margin becomes a score, and how the file's base score becomes a margin (`ObjFunction::PredTransform` and
 # `ProbToMargin` of XGBoost 3.2). What is not here is not packed.
@@ -72,6 +78,7 @@ THRESHOLD, FEATURE, CHILD, VALUE = range(4)  # of nodes
 ROOT, DEPTH, GROUP, FIRST, LAST = range(5)  # of trees
 BEGIN, RIGHT, SETS, END, BASE, ENTRY = range(6)  # of segments
 COLUMN, LIMIT, MASK = range(3)  # of tests
+OF, WIDTH, WORD = range(3)  # of codes
 
 
 class UnsupportedModelError(Exception):
@@ -112,18 +119,21 @@ class Ensemble:
       `features` where a missing value goes right; where the left child's record begins, in int32s, the right one follows;
       bits of a leaf's float32 value, or its row in `vectors`. A leaf's threshold is NaN and its left child the record
       before its own, so that a step stays where it is.
-      A split by category has `-1 - feature` for a feature and the row of `sets` for a threshold.
+      A split by category has `-1 - 2 * features - feature` for a feature and its set's first word for a threshold.
     - `trees` int32 (trees, 5), `ROOT, DEPTH, GROUP, FIRST, LAST`: root node, steps to the deepest leaf, output that it
       adds to, segments from first to last; none when the tree is to be walked.
     - `segments` int32 (segments, 6), `BEGIN, RIGHT, SETS, END, BASE, ENTRY`: tests from begin on, where missing goes
       left; from right on, where it goes right; from sets on, by category; up to end. Slot of the first exit. Slot in
       the segment above that leads here, -1 at the root.
-    - `tests` int32 (tests, 3), `COLUMN, LIMIT, MASK`: feature, bits of the threshold or the row of `sets`, exits left
-      to a row that goes right.
+    - `tests` int32 (tests, 3), `COLUMN, LIMIT, MASK`: feature, bits of the threshold, exits left to a row that goes
+      right. A split by category is one test for each word of its set that is not 0: the column of that word, the word.
     - `slots` int32 (exits,): a leaf's node. What `nodes` says of its value is in `values` again, int32 (exits,).
     - `vectors` float32 (leaves, width): values of leaves that hold several.
-    - `sets` int32 (sets, 3): where the words of the set begin and end, whether missing goes right.
-    - `words` uint32: bit `c % 32` of word `c // 32` is set for a category c that goes right.
+    - `codes` int32 (features of categories, 3), `OF, WIDTH, WORD`: the feature, how many categories its sets know, the
+      column that tests find its first word in; columns follow those of the features, -1 where trees are walked. A
+      value's code is `CODE_OF_MISSING`, `CODE_OF_UNKNOWN`, or the category plus `CODE_OF_FIRST`.
+    - `words` uint32: in a set, bit `c % 32` of word `c // 32` tells whether the code c goes right. All sets of a feature
+      are equally long. There is always one word.
     - `rounds` int32 (rounds + 1,): first tree of each boosting round.
     """
 
@@ -136,7 +146,7 @@ class Ensemble:
     slots: Ints
     values: Ints
     vectors: Floats
-    sets: Ints
+    codes: Ints
     words: NDArray[np.uint32]
     rounds: Ints
 
@@ -151,6 +161,12 @@ class Ensemble:
     @property
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays().values())
+
+    def thresholds(self) -> tuple[Ints, Floats]:
+        """Feature and threshold of every numeric split, to make rows that lie on them."""
+        threshold = self.nodes[:, THRESHOLD].copy().view(np.float32)
+        is_split = (self.nodes[:, FEATURE] >= 0) & ~np.isnan(threshold)
+        return self.nodes[is_split, FEATURE] % self.meta.features, threshold[is_split]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {name: getattr(self, name) for name in ARRAYS}
@@ -259,12 +275,12 @@ class Forest:
     feature: Ints
     threshold: Floats
     default_right: NDArray[np.bool_]
-    # Row of the set table, -1 where a split is numeric.
-    set_id: Ints
+    # First word of the set, -1 where a split is numeric.
+    word: Ints
     # Bits of a float32, or row of `vectors`; 0 inside.
     value: Ints
     vectors: Floats
-    sets: Ints
+    codes: Ints
     words: NDArray[np.uint32]
     group: Ints
 
@@ -297,7 +313,7 @@ def pack(document: Mapping[str, Any]) -> Ensemble:
         width=forest.vectors.shape[1] if len(forest.vectors) else 1,
         trees=len(trees),
         rounds=len(model["iteration_indptr"]) - 1,
-        has_sets=len(forest.sets) > 0,
+        has_sets=len(forest.codes) > 0,
         best_iteration=None if best is None else int(best),
         xgboost_version=".".join(str(part) for part in document["version"]),
     )
@@ -311,7 +327,7 @@ def pack(document: Mapping[str, Any]) -> Ensemble:
         slots=blocks.slots,
         values=blocks.values,
         vectors=forest.vectors,
-        sets=forest.sets,
+        codes=forest.codes,
         words=forest.words,
         rounds=read_rounds(model["iteration_indptr"], len(trees)),
     )
@@ -377,7 +393,7 @@ def read_forest(
     trees = [documents[at] for at in order]
     sizes = np.array([len(tree["left_children"]) for tree in trees], np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    if starts[-1] >= 2**31 // RECORD or features >= 2**30:
+    if starts[-1] >= 2**31 // RECORD or features >= 2**29:
         raise UnsupportedModelError(f"{starts[-1]} nodes and {features} features are too many")
     offsets = np.repeat(starts[:-1], sizes)
     left = join(trees, "left_children", np.int64)
@@ -389,7 +405,9 @@ def read_forest(
     if (left >= np.repeat(sizes, sizes) - 1).any():
         raise UnsupportedModelError("a child lies outside of its tree")
     threshold = join(trees, "split_conditions", np.float32)
-    set_id, sets, words = read_sets(trees, starts, join(trees, "default_left", bool))
+    feature = join(trees, "split_indices", np.int64).clip(-1, 2**31 - 1).astype(np.int32)
+    default_right = ~join(trees, "default_left", bool)
+    word, codes, words = read_sets(trees, starts, feature, default_right, features)
     if int(trees[0]["tree_param"]["size_leaf_vector"]) > 1:
         if weights is not None:
             raise UnsupportedModelError("dart with several values in a leaf")
@@ -402,13 +420,13 @@ def read_forest(
     return Forest(
         roots=starts[:-1],
         left=np.where(is_leaf, -1, left + offsets).astype(np.int32),
-        feature=join(trees, "split_indices", np.int64).clip(-1, 2**31 - 1).astype(np.int32),
+        feature=feature,
         threshold=threshold,
-        default_right=~join(trees, "default_left", bool),
-        set_id=set_id,
+        default_right=default_right,
+        word=word,
         value=value,
         vectors=vectors,
-        sets=sets,
+        codes=codes,
         words=words,
         group=group,
     )
@@ -437,34 +455,60 @@ def read_vectors(
 
 
 def read_sets(
-    trees: Sequence[Mapping[str, Any]], starts: NDArray[np.int64], default_left: NDArray[np.bool_]
+    trees: Sequence[Mapping[str, Any]],
+    starts: NDArray[np.int64],
+    feature: Ints,
+    default_right: NDArray[np.bool_],
+    features: int,
 ) -> tuple[Ints, Ints, NDArray[np.uint32]]:
-    """Row of the set table for every node (-1: numeric), the table, and the words of all sets."""
-    set_id = np.full(starts[-1], -1, np.int32)
-    rows: list[tuple[int, int, int]] = []
-    words: list[NDArray[np.uint32]] = []
-    filled = 0
-    for tree, start in zip(trees, starts[:-1], strict=True):
-        nodes = np.asarray(tree["categories_nodes"], np.int64)
-        if not np.array_equal(np.flatnonzero(np.asarray(tree["split_type"])), nodes):
-            raise UnsupportedModelError("its table of category splits does not fit its nodes")
-        begins, sizes = np.asarray(tree["categories_segments"]), np.asarray(tree["categories_sizes"])
-        for node, begin, size in zip(nodes, begins, sizes, strict=True):
-            mine = make_words(np.asarray(tree["categories"][begin : begin + size], np.int64))
-            set_id[start + node] = len(rows)
-            rows.append((filled, filled + len(mine), int(not default_left[start + node])))
-            words.append(mine)
-            filled += len(mine)
-    table = np.array(rows, np.int32).reshape(-1, 3)
-    return set_id, table, np.concatenate(words) if words else np.zeros(0, np.uint32)
+    """For every node the first word of its set (-1: numeric), and the tables `codes` and `words`."""
+    word = np.full(starts[-1], -1, np.int32)
+    nodes = np.concatenate([np.asarray(tree["categories_nodes"]) + at for tree, at in zip(trees, starts, strict=False)])
+    sizes, begins = join(trees, "categories_sizes", np.int64), join(trees, "categories_segments", np.int64)
+    categories = join(trees, "categories", np.int64)
+    if not len(nodes):
+        return word, np.zeros((0, 3), np.int32), np.zeros(1, np.uint32)
+    totals = np.cumsum([len(tree["categories"]) for tree in trees])
+    above = np.repeat(np.concatenate([[0], totals[:-1]]), [len(tree["categories_nodes"]) for tree in trees])
+    if (
+        not np.array_equal(np.flatnonzero(join(trees, "split_type", np.int64)), nodes)
+        or not np.array_equal(begins + above, np.cumsum(sizes) - sizes)
+        or sizes.min() < 1
+        or sizes.sum() != len(categories)
+    ):
+        raise UnsupportedModelError("its table of splits by category does not fit its nodes")
+    if categories.min() < 0 or categories.max() >= END_OF_CATEGORIES:
+        raise UnsupportedModelError("a split by a category below 0 or beyond 16,777,215")
+    if feature[nodes].min() < 0 or feature[nodes].max() >= features:
+        raise UnsupportedModelError("a split by a feature that the model does not have")
+    codes, which = make_codes(feature[nodes], np.repeat(feature[nodes], sizes), categories, features)
+    lengths = count_words(codes[which, WIDTH]).astype(np.int64)
+    first = np.cumsum(lengths) - lengths
+    if lengths.sum() > MOST_WORDS_IN_ALL:
+        raise UnsupportedModelError("its sets of categories take more than 256 MB")
+    words = np.zeros(lengths.sum(), np.uint32)
+    bits = np.repeat(first, sizes) * 32 + categories + CODE_OF_FIRST
+    np.bitwise_or.at(words, bits // 32, np.uint32(1) << (bits % 32).astype(np.uint32))
+    words[first] |= default_right[nodes].astype(np.uint32) << np.uint32(CODE_OF_MISSING)
+    word[nodes] = first
+    return word, codes, words
 
 
-def make_words(categories: NDArray[np.int64]) -> NDArray[np.uint32]:
-    if not len(categories) or categories.min() < 0 or categories.max() > MAX_CATEGORY:
-        raise UnsupportedModelError("a split by category without categories, or with one beyond 16,777,215")
-    words = np.zeros(int(categories.max()) // 32 + 1, np.uint32)
-    np.bitwise_or.at(words, categories // 32, np.uint32(1) << (categories % 32).astype(np.uint32))
-    return words
+def make_codes(
+    of_sets: Ints, of_categories: Ints, categories: NDArray[np.int64], features: int
+) -> tuple[Ints, NDArray[np.int64]]:
+    """The table `codes`, and its row for each set."""
+    used, which = np.unique(of_sets, return_inverse=True)
+    width = np.zeros(len(used), np.int64)
+    np.maximum.at(width, np.searchsorted(used, of_categories), categories + 1)
+    lengths = np.where(count_words(width) <= MOST_WORDS, count_words(width), 0)
+    columns = np.where(lengths > 0, features + np.cumsum(lengths) - lengths, -1)
+    return np.ascontiguousarray(np.column_stack([used, width, columns]), np.int32), which.reshape(-1)
+
+
+def count_words(width: NDArray[Any]) -> NDArray[Any]:
+    """Of a set over so many categories."""
+    return (width + CODE_OF_FIRST + 31) // 32
 
 
 def find_levels(forest: Forest) -> list[NDArray[np.int64]]:
@@ -489,7 +533,7 @@ def verify_splits(forest: Forest, levels: list[NDArray[np.int64]], features: int
     inner = reached[forest.left[reached] >= 0]
     if len(inner) and (forest.feature[inner].min() < 0 or forest.feature[inner].max() >= features):
         raise UnsupportedModelError("a split by a feature that the model does not have")
-    numeric = inner[forest.set_id[inner] < 0]
+    numeric = inner[forest.word[inner] < 0]
     # Missing values are walked as the smallest or the largest number, which needs a threshold between.
     if not np.isfinite(forest.threshold[numeric]).all():
         raise UnsupportedModelError("a threshold that is not a finite number")
@@ -516,9 +560,9 @@ def pack_nodes(forest: Forest, levels: list[NDArray[np.int64]], features: int) -
     nodes[inner, THRESHOLD] = forest.threshold[inner].view(np.int32)
     nodes[inner, FEATURE] = forest.feature[inner] + features * forest.default_right[inner]
     nodes[inner, CHILD] = forest.left[inner] * RECORD
-    split = inner[forest.set_id[inner] >= 0]
-    nodes[split, THRESHOLD] = forest.set_id[split]
-    nodes[split, FEATURE] = -1 - forest.feature[split]
+    split = inner[forest.word[inner] >= 0]
+    nodes[split, THRESHOLD] = forest.word[split]
+    nodes[split, FEATURE] = -1 - 2 * features - forest.feature[split]
     return nodes
 
 
@@ -580,8 +624,11 @@ def leave_out_large(forest: Forest, levels: list[NDArray[np.int64]]) -> list[NDA
     """Levels without the trees that are to be walked."""
     tests = np.zeros(len(forest.roots), np.int64)
     trees = [np.searchsorted(forest.roots, nodes, "right") - 1 for nodes in levels]
+    wide = forest.codes[forest.codes[:, WORD] < 0, OF]
     for nodes, tree in zip(levels, trees, strict=True):
         np.add.at(tests, tree[forest.left[nodes] >= 0], 1)
+        is_wide = (forest.word[nodes] >= 0) & np.isin(forest.feature[nodes], wide)
+        tests[tree[is_wide]] += MOST_TESTS
     kept = [nodes[tests[tree] <= MOST_TESTS] for nodes, tree in zip(levels, trees, strict=True)]
     return [nodes for nodes in kept if len(nodes)]
 
@@ -632,21 +679,37 @@ def pack_tests(
     segments: int,
 ) -> tuple[Ints, NDArray[np.int64]]:
     """The table `tests`, ordered by segment and kind, and for each segment `BEGIN, RIGHT, SETS, END`."""
-    is_set = forest.set_id[inner] >= 0
-    kind = np.where(is_set, 2, forest.default_right[inner])
-    order = np.lexsort((forest.feature[inner], kind, segment[inner]))
-    inner, kind, is_set = inner[order], kind[order], is_set[order]
+    is_set = forest.word[inner] >= 0
+    nodes, columns, words = find_set_tests(forest, inner[is_set])
+    kind = np.concatenate([forest.default_right[inner[~is_set]], np.full(len(nodes), 2)])
+    column = np.concatenate([forest.feature[inner[~is_set]], columns])
+    limit = np.concatenate([forest.threshold[inner[~is_set]].view(np.int32), words.view(np.int32)])
+    inner = np.concatenate([inner[~is_set], nodes])
+    order = np.lexsort((column, kind, segment[inner]))
+    inner, kind = inner[order], kind[order]
     left = forest.left[inner]
     closed = np.where(is_cut[left], 1, exits[left]).astype(np.uint64)
     mask = ~(((np.uint64(1) << closed) - np.uint64(1)) << offset[inner].astype(np.uint64))
     tests = np.empty((len(inner), 3), np.int32)
-    tests[:, COLUMN] = forest.feature[inner]
-    tests[:, LIMIT] = np.where(is_set, forest.set_id[inner], forest.threshold[inner].view(np.int32))
+    tests[:, COLUMN], tests[:, LIMIT] = column[order], limit[order]
     tests[:, MASK] = mask.astype(np.uint32).view(np.int32)
     place = segment[inner].astype(np.int64) * 3 + kind
     edges = np.searchsorted(place, np.arange(segments * 3 + 1))
     bounds = np.column_stack([edges[0:-1:3], edges[1:-1:3], edges[2:-1:3], edges[3::3]])
     return tests, bounds
+
+
+def find_set_tests(
+    forest: Forest, nodes: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint32]]:
+    """Node, column and word of every word that is not 0 in the sets of these nodes."""
+    row = np.searchsorted(forest.codes[:, OF], forest.feature[nodes])
+    lengths = count_words(forest.codes[row, WIDTH])
+    number = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    words = forest.words[np.repeat(forest.word[nodes], lengths) + number]
+    columns = np.repeat(forest.codes[row, WORD], lengths) + number
+    kept = words != 0
+    return np.repeat(nodes, lengths)[kept], columns[kept], words[kept]
 
 
 def pack_exits(
@@ -753,9 +816,9 @@ def read_ensemble(folder: Path, verify: bool = True) -> Ensemble:
 def read_array(path: Path, digest: str, verify: bool) -> NDArray[Any]:
     if verify and hash_file(path) != digest:
         raise PackedModelError(f"{path}: the checksum is not the manifest's")
-    if path.stat().st_size <= 128 or math.prod(read_shape(path)) == 0:
-        empty: NDArray[Any] = np.load(path, allow_pickle=False)
-        return empty  # an empty file cannot be mapped
+    if math.prod(read_shape(path)) == 0:
+        empty: NDArray[Any] = np.load(path, allow_pickle=False)  # there is nothing to map
+        return empty
     mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     # The same pages without numpy.memmap's cost on every slice.
     return mapped.view(np.ndarray)

@@ -13,7 +13,7 @@ Nothing may reorder or fuse the sums: no fastmath, hence no contraction to FMA. 
 XGBoost, and known to LLVM only by an address, so that no vector library takes its place.
 
 Tables are read flat and with unsigned indices: numba otherwise asks of each index whether it is negative, which makes
-the rows kernel eight times slower.
+the rows kernel five times slower.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ from service.ensemble import (
     BASE,
     BEGIN,
     CHILD,
+    CODE_OF_FIRST,
+    CODE_OF_MISSING,
+    CODE_OF_UNKNOWN,
     COLUMN,
     DEPTH,
     END,
@@ -49,6 +52,7 @@ from service.ensemble import (
     LAST,
     LIMIT,
     MASK,
+    OF,
     RECORD,
     RIGHT,
     ROOT,
@@ -58,12 +62,16 @@ from service.ensemble import (
     STEP,
     THRESHOLD,
     VALUE,
+    WIDTH,
+    WORD,
     Ensemble,
     Floats,
     Ints,
 )
 
 Words = NDArray[np.uint32]
+# A number whose width numba infers; mypy takes numpy's integers for no int.
+Number = Any
 
 # Rows that the blocks kernel takes at once, and numbers in a vector: eight vectors of masks stay in registers.
 BLOCK = 128
@@ -72,15 +80,13 @@ LANES = 16
 CROSSOVER = 16
 
 # Of a row of the tables, read flat.
-TREE, SEGMENT, TEST = 5, 6, 3
+TREE, SEGMENT, TEST, CODE = 5, 6, 3, 3
 
 EXPF = "scorer_expf"
 MISSING_LEFT, MISSING_RIGHT = np.float32(-np.inf), np.float32(np.inf)
 ONE, ZERO = np.float32(1), np.float32(0)
 # `common::Sigmoid`: beyond this exp is infinite.
 STEEPEST = np.float32(88.7)
-FULL = np.uint32(0xFFFFFFFF)
-CATEGORIES = np.float32((1 << 24) - 1)
 
 
 def find_expf() -> int:
@@ -92,17 +98,19 @@ def find_expf() -> int:
 
 
 llvmlite.binding.add_symbol(EXPF, find_expf())
-expf = types.ExternalFunction(EXPF, types.float32(types.float32))
+expf: Any = types.ExternalFunction(EXPF, types.float32(types.float32))
 
-jit: Callable[..., Any] = numba.njit(nogil=True, error_model="numpy", fastmath=False, boundscheck=False)
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False, "boundscheck": False}
+kernel: Callable[..., Any] = numba.njit(**OPTIONS)
+# What only kernels call: without a way in from Python, which would cost as long to compile as the function.
+INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+jit: Callable[..., Any] = numba.njit(**OPTIONS, **INNER)
 # Small functions inside the hot loops: LLVM would keep some of them apart, and all that they work on out of registers.
-inline: Callable[..., Any] = numba.njit(
-    nogil=True, error_model="numpy", fastmath=False, boundscheck=False, forceinline=True
-)
+inline: Callable[..., Any] = numba.njit(**OPTIONS, **INNER, forceinline=True)
 U = np.uint64
 
 
-@intrinsic  # type: ignore[misc]  # numba carries no type hints
+@intrinsic
 def to_float(context: Any, word: Any) -> Any:
     """The float32 of these bits."""
 
@@ -112,48 +120,95 @@ def to_float(context: Any, word: Any) -> Any:
     return types.float32(types.int32), generate
 
 
-# Walking.
+@intrinsic
+def to_bits(context: Any, value: Any) -> Any:
+    """The bits of a float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+# Walking. `words` is None where no tree splits by category: numba then leaves out all that deals with it.
 
 
 @inline
-def fill_walk(values: Floats, row: int, walk: Floats, offset: int) -> None:
-    """A row twice: with what missing values stand for where they go left, then where they go right."""
+def code_of(value: np.float32, width: int) -> Number:
+    """What a value is to the sets of a feature that know `width` categories (`common::Decision`)."""
+    if value != value:
+        return CODE_OF_MISSING
+    if value < ZERO or value >= np.float32(width):
+        return CODE_OF_UNKNOWN
+    return np.int32(value) + CODE_OF_FIRST
+
+
+@inline
+def walk_size(features: int, words: Words | None) -> int:
+    return 2 * features if words is None else 3 * features
+
+
+@inline
+def fill_walk(values: Floats, row: int, codes: Ints, words: Words | None, walk: Floats, offset: int) -> None:
+    """A row thrice: missing values as where they go left, then as where they go right, then the codes of categories."""
     count = values.shape[1]
     for i in range(count):
         value = values[U(row), U(i)]
         is_missing = value != value
         walk[U(offset + i)] = MISSING_LEFT if is_missing else value
         walk[U(offset + count + i)] = MISSING_RIGHT if is_missing else value
+    if words is not None:
+        for k in range(0, len(codes), CODE):
+            feature = codes[U(k + OF)]
+            code = code_of(values[U(row), U(feature)], codes[U(k + WIDTH)])
+            walk[U(offset + 2 * count + feature)] = to_float(np.int32(code))
 
 
 @inline
-def step(nodes: Ints, walk: Floats, offset: int, node: int) -> int:
+def step(nodes: Ints, words: Words | None, walk: Floats, offset: int, node: Number) -> Number:
     """From one record to the next; `offset` is where the row begins in `walk`."""
-    goes_left = walk[U(offset) + U(nodes[node + U(FEATURE)])] < to_float(nodes[node + U(THRESHOLD)])
-    return U(nodes[node + U(CHILD)]) + (U(0) if goes_left else U(RECORD))
+    feature, threshold = nodes[node + U(FEATURE)], nodes[node + U(THRESHOLD)]
+    if words is None:
+        goes_right = not walk[U(offset) + U(feature)] < to_float(threshold)
+    else:
+        # Both kinds of split are worked out for every node: that is cheaper than a branch that nobody can predict.
+        is_set = feature < 0
+        value = walk[U(offset) + U(-1 - feature if is_set else feature)]
+        code = to_bits(value)
+        word = words[U(threshold + (code >> 5) if is_set else 0)]
+        is_in_set = (word >> np.uint32(code & 31)) & np.uint32(1) != 0
+        goes_right = is_in_set if is_set else not value < to_float(threshold)
+    return U(nodes[node + U(CHILD)]) + (U(RECORD) if goes_right else U(0))
 
 
 @inline
-def value_of(nodes: Ints, node: int) -> np.float32:
+def value_of(nodes: Ints, node: Number) -> Number:
     return to_float(nodes[node + U(VALUE)])
 
 
 @inline
-def descend(nodes: Ints, walk: Floats, depth: int, offsets: tuple[int, ...], roots: tuple[int, ...]) -> tuple[int, ...]:
+def root_of(trees: Ints, tree: Number) -> Number:
+    return U(trees[tree * U(TREE) + U(ROOT)]) * U(RECORD)
+
+
+@inline
+def descend(
+    nodes: Ints, words: Words | None, walk: Floats, depth: int, offsets: tuple[Number, ...], roots: tuple[Number, ...]
+) -> tuple[Number, ...]:
     """Leaves of eight rows, or of one row in eight trees."""
     n0, n1, n2, n3, n4, n5, n6, n7 = roots
     o0, o1, o2, o3, o4, o5, o6, o7 = offsets
     for start in range(0, depth, 8):
         m0, m1, m2, m3, m4, m5, m6, m7 = n0, n1, n2, n3, n4, n5, n6, n7
         for _ in range(min(8, depth - start)):
-            n0 = step(nodes, walk, o0, n0)
-            n1 = step(nodes, walk, o1, n1)
-            n2 = step(nodes, walk, o2, n2)
-            n3 = step(nodes, walk, o3, n3)
-            n4 = step(nodes, walk, o4, n4)
-            n5 = step(nodes, walk, o5, n5)
-            n6 = step(nodes, walk, o6, n6)
-            n7 = step(nodes, walk, o7, n7)
+            n0 = step(nodes, words, walk, o0, n0)
+            n1 = step(nodes, words, walk, o1, n1)
+            n2 = step(nodes, words, walk, o2, n2)
+            n3 = step(nodes, words, walk, o3, n3)
+            n4 = step(nodes, words, walk, o4, n4)
+            n5 = step(nodes, words, walk, o5, n5)
+            n6 = step(nodes, words, walk, o6, n6)
+            n7 = step(nodes, words, walk, o7, n7)
         # Trees grown leaf by leaf can be far deeper than most of their rows go.
         if (m0 ^ n0) | (m1 ^ n1) | (m2 ^ n2) | (m3 ^ n3) | (m4 ^ n4) | (m5 ^ n5) | (m6 ^ n6) | (m7 ^ n7) == U(0):
             break
@@ -161,7 +216,9 @@ def descend(nodes: Ints, walk: Floats, depth: int, offsets: tuple[int, ...], roo
 
 
 @inline
-def walk_eight(nodes: Ints, trees: Ints, walk: Floats, first: int, last: int) -> tuple[int, ...]:
+def walk_eight(
+    nodes: Ints, words: Words | None, trees: Ints, walk: Floats, first: int, last: int
+) -> tuple[Number, ...]:
     """Leaves of one row in eight trees; past the last one, the last one's again."""
     roots = (
         root_of(trees, U(first)),
@@ -177,19 +234,23 @@ def walk_eight(nodes: Ints, trees: Ints, walk: Floats, first: int, last: int) ->
     for t in range(first, min(first + 8, last + 1)):
         depth = max(depth, trees[U(t * TREE + DEPTH)])
     start = U(0)
-    return descend(nodes, walk, depth, (start, start, start, start, start, start, start, start), roots)
+    same = (start, start, start, start, start, start, start, start)
+    leaves: tuple[Number, ...] = descend(nodes, words, walk, depth, same, roots)
+    return leaves
 
 
 @inline
-def root_of(trees: Ints, tree: int) -> int:
-    return U(trees[tree * U(TREE) + U(ROOT)]) * U(RECORD)
+def copy_to(source: Floats, target: Floats) -> None:
+    """numba compiles an assignment of arrays for a second, with all that may go wrong in one."""
+    for k in range(len(source)):
+        target[U(k)] = source[U(k)]
 
 
 @jit
 def add_trees(nodes: Ints, trees: Ints, walk: Floats, begin: int, end: int, total: np.float32) -> np.float32:
     """The margin of one row: `total` and then a value from each tree, in order."""
     for first in range(begin, end, 8):
-        n0, n1, n2, n3, n4, n5, n6, n7 = walk_eight(nodes, trees, walk, first, end - 1)
+        n0, n1, n2, n3, n4, n5, n6, n7 = walk_eight(nodes, None, trees, walk, first, end - 1)
         total += value_of(nodes, n0)
         if first + 8 <= end:
             total += value_of(nodes, n1)
@@ -206,23 +267,32 @@ def add_trees(nodes: Ints, trees: Ints, walk: Floats, begin: int, end: int, tota
     return total
 
 
-@inline
-def copy_to(source: Floats, target: Floats) -> None:
-    """numba compiles an assignment of arrays for a second, with all that may go wrong in one."""
-    for k in range(len(source)):
-        target[U(k)] = source[U(k)]
-
-
 @jit
 def add_trees_of_groups(nodes: Ints, trees: Ints, walk: Floats, begin: int, end: int, sums: Floats) -> None:
     """As `add_trees`, each tree to its output."""
     for first in range(begin, end, 8):
-        leaves = walk_eight(nodes, trees, walk, first, end - 1)
+        leaves = walk_eight(nodes, None, trees, walk, first, end - 1)
         for k in range(min(8, end - first)):
             sums[U(trees[U((first + k) * TREE + GROUP)])] += value_of(nodes, leaves[k])
 
 
 @jit
+def add_trees_of_any(
+    nodes: Ints, words: Words, trees: Ints, vectors: Floats, walk: Floats, begin: int, end: int, sums: Floats
+) -> None:
+    """As `add_trees`, where leaves may hold several values and splits be by category."""
+    for first in range(begin, end, 8):
+        leaves = walk_eight(nodes, words, trees, walk, first, end - 1)
+        for k in range(min(8, end - first)):
+            if len(vectors) == 0:
+                sums[U(trees[U((first + k) * TREE + GROUP)])] += value_of(nodes, leaves[k])
+            else:
+                row = U(nodes[leaves[k] + U(VALUE)])
+                for g in range(vectors.shape[1]):
+                    sums[U(g)] += vectors[row, U(g)]
+
+
+@kernel
 def score_rows(
     values: Floats, nodes: Ints, trees: Ints, base: Floats, begin: int, end: int, transform: int, sums: Floats
 ) -> None:
@@ -230,9 +300,9 @@ def score_rows(
 
     Writes scores of float32 rows (rows, features) by the trees from begin to end into `sums` (rows, groups).
     """
-    walk = np.empty(2 * values.shape[1], np.float32)
+    walk = np.empty(walk_size(values.shape[1], None), np.float32)
     for i in range(len(values)):
-        fill_walk(values, i, walk, 0)
+        fill_walk(values, i, trees, None, walk, 0)
         if len(base) == 1:
             sums[i, 0] = add_trees(nodes, trees, walk, begin, end, base[0])
         else:
@@ -241,53 +311,13 @@ def score_rows(
         transform_row(sums[i], transform)
 
 
-@jit
-def is_in_set(value: np.float32, row: int, sets: Ints, words: Words) -> bool:
-    """Whether a split by category sends a value right (`common::Decision`)."""
-    if value != value:
-        return sets[U(row * 3 + 2)] != 0
-    if value < ZERO or value >= CATEGORIES:
-        return False
-    category = np.int32(value)
-    at = sets[U(row * 3)] + (category >> 5)
-    return at < sets[U(row * 3 + 1)] and (words[U(at)] >> np.uint32(category & 31)) & np.uint32(1) != 0
-
-
-@jit
-def find_leaf(
-    nodes: Ints, values: Floats, row: int, walk: Floats, offset: int, sets: Ints, words: Words, node: int
-) -> int:
-    """The leaf below a node, whatever kinds of splits there are."""
-    while True:
-        feature = nodes[node + U(FEATURE)]
-        if feature >= 0:
-            following = step(nodes, walk, offset, node)
-        else:
-            value = values[U(row), U(-1 - feature)]
-            goes_right = is_in_set(value, nodes[node + U(THRESHOLD)], sets, words)
-            following = U(nodes[node + U(CHILD)]) + (U(RECORD) if goes_right else U(0))
-        if following == node:
-            return node
-        node = following
-
-
-@jit
-def add_leaf(nodes: Ints, vectors: Floats, group: int, leaf: int, sums: Floats) -> None:
-    if len(vectors) == 0:
-        sums[U(group)] += value_of(nodes, leaf)
-    else:
-        row = U(nodes[leaf + U(VALUE)])
-        for k in range(vectors.shape[1]):
-            sums[k] += vectors[row, U(k)]
-
-
-@jit
+@kernel
 def score_rows_of_any(
     values: Floats,
     nodes: Ints,
     trees: Ints,
     vectors: Floats,
-    sets: Ints,
+    codes: Ints,
     words: Words,
     base: Floats,
     begin: int,
@@ -296,38 +326,31 @@ def score_rows_of_any(
     sums: Floats,
 ) -> None:
     """As `score_rows`, for all trees."""
-    walk = np.empty(2 * values.shape[1], np.float32)
+    walk = np.empty(walk_size(values.shape[1], words), np.float32)
     for i in range(len(values)):
-        fill_walk(values, i, walk, 0)
+        fill_walk(values, i, codes, words, walk, 0)
         copy_to(base, sums[i])
-        if len(sets) == 0:
-            for first in range(begin, end, 8):
-                leaves = walk_eight(nodes, trees, walk, first, end - 1)
-                for k in range(min(8, end - first)):
-                    add_leaf(nodes, vectors, 0, leaves[k], sums[i])
-        else:
-            for t in range(begin, end):
-                leaf = find_leaf(nodes, values, i, walk, 0, sets, words, root_of(trees, U(t)))
-                add_leaf(nodes, vectors, trees[U(t * TREE + GROUP)], leaf, sums[i])
+        add_trees_of_any(nodes, words, trees, vectors, walk, begin, end, sums[i])
         transform_row(sums[i], transform)
 
 
-@jit
-def find_leaves(values: Floats, nodes: Ints, trees: Ints, sets: Ints, words: Words, end: int, leaves: Ints) -> None:
+@kernel
+def find_leaves(values: Floats, nodes: Ints, trees: Ints, codes: Ints, words: Words, end: int, leaves: Ints) -> None:
     """Where each row ends in each tree, counted from the tree's root."""
-    walk = np.empty(2 * values.shape[1], np.float32)
+    walk = np.empty(walk_size(values.shape[1], words), np.float32)
     for i in range(len(values)):
-        fill_walk(values, i, walk, 0)
-        for t in range(end):
-            root = root_of(trees, U(t))
-            leaf = find_leaf(nodes, values, i, walk, 0, sets, words, root)
-            leaves[i, t] = (leaf - root) // U(RECORD)
+        fill_walk(values, i, codes, words, walk, 0)
+        for first in range(0, end, 8):
+            found = walk_eight(nodes, words, trees, walk, first, end - 1)
+            for k in range(min(8, end - first)):
+                root = root_of(trees, U(first + k))
+                leaves[U(i), U(first + k)] = (found[k] - root) // U(RECORD)
 
 
 # Many rows.
 
-WORD, LONG = ir.IntType(32), ir.IntType(64)
-WORD_VECTOR, FLOAT_VECTOR = ir.VectorType(WORD, LANES), ir.VectorType(ir.FloatType(), LANES)
+INT32, INT64 = ir.IntType(32), ir.IntType(64)
+INT_VECTOR, FLOAT_VECTOR = ir.VectorType(INT32, LANES), ir.VectorType(ir.FloatType(), LANES)
 VECTORS = BLOCK // LANES
 ALIGNMENT = 64
 
@@ -338,85 +361,93 @@ def data_of(context: Any, builder: Any, kind: Any, array: Any) -> Any:
 
 def spread(builder: Any, value: Any, kind: Any) -> Any:
     """A vector of one value."""
-    vector = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(WORD, 0))
-    lanes = ir.Constant(ir.VectorType(WORD, LANES), [0] * LANES)
+    vector = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(INT32, 0))
+    lanes = ir.Constant(ir.VectorType(INT32, LANES), [0] * LANES)
     return builder.shuffle_vector(vector, ir.Constant(kind, ir.Undefined), lanes)
 
 
 def vector_at(builder: Any, data: Any, number: int, kind: Any) -> Any:
-    return builder.bitcast(builder.gep(data, [ir.Constant(LONG, number * LANES)]), kind.as_pointer())
+    return builder.bitcast(builder.gep(data, [ir.Constant(INT64, number * LANES)]), kind.as_pointer())
 
 
-@intrinsic  # type: ignore[misc]
-def hold_against(context: Any, columns: Any, tests: Any, begin: Any, right: Any, end: Any, exits: Any) -> Any:
-    """Hold a block of columns (features, BLOCK) against tests, and write the exits that each row still has.
+@intrinsic
+def hold_against(
+    context: Any, columns: Any, tests: Any, begin: Any, right: Any, sets: Any, end: Any, exits: Any
+) -> Any:
+    """Hold a block of columns (columns, BLOCK) against tests, and write the exits that each row still has.
 
-    Tests from begin on send a missing value left, from right on they send it right. The masks of all rows travel
-    through both loops in registers.
+    Tests from begin on send a missing value left, from right on they send it right, from sets on they are for bits in
+    common. The masks of all rows travel through the three loops in registers.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = [
-            data_of(context, builder, kind, array)
-            for kind, array in zip(signature.args, args, strict=True)
-            if isinstance(kind, types.Array)
-        ]
-        masks = [ir.Constant(WORD_VECTOR, [-1] * LANES)] * VECTORS
-        for first, last, is_ordered in ((args[2], args[3], True), (args[3], args[4], False)):
-            masks = generate_loop(builder, data[0], data[1], first, last, is_ordered, masks)
+        table, rows, found = (data_of(context, builder, signature.args[k], args[k]) for k in (1, 0, 6))
+        masks = [ir.Constant(INT_VECTOR, [-1] * LANES)] * VECTORS
+        for k, compare in ((2, is_not_below), (3, is_not_below_or_missing), (4, have_common_bits)):
+            masks = generate_loop(builder, rows, table, args[k], args[k + 1], compare, masks)
         for number, mask in enumerate(masks):
-            builder.store(mask, vector_at(builder, data[2], number, WORD_VECTOR), align=ALIGNMENT)
+            builder.store(mask, vector_at(builder, found, number, INT_VECTOR), align=ALIGNMENT)
         return context.get_dummy_value()
 
-    return types.void(columns, tests, types.intp, types.intp, types.intp, exits), generate
+    n = types.intp
+    return types.void(columns, tests, n, n, n, n, exits), generate
+
+
+def is_not_below(builder: Any, values: Any, limits: Any) -> Any:
+    return builder.fcmp_ordered(">=", values, limits)
+
+
+def is_not_below_or_missing(builder: Any, values: Any, limits: Any) -> Any:
+    return builder.fcmp_unordered(">=", values, limits)
+
+
+def have_common_bits(builder: Any, values: Any, limits: Any) -> Any:
+    common = builder.and_(builder.bitcast(values, INT_VECTOR), builder.bitcast(limits, INT_VECTOR))
+    return builder.icmp_unsigned("!=", common, ir.Constant(INT_VECTOR, [0] * LANES))
 
 
 def generate_loop(
-    builder: Any, columns: Any, tests: Any, first: Any, last: Any, is_ordered: bool, masks: list[Any]
+    builder: Any, columns: Any, tests: Any, first: Any, last: Any, compare: Callable[..., Any], masks: list[Any]
 ) -> list[Any]:
-    """`for test in range(first, last): masks &= test.mask where column >= test.limit`.
-
-    A comparison that is ordered is false for NaN, one that is not is true.
-    """
+    """`for test in range(first, last): masks &= test.mask where compare(column, test.limit)`; gives the masks after."""
     before = builder.block
     head, body, done = (builder.append_basic_block(name) for name in ("tests", "test", "tested"))
     builder.branch(head)
     builder.position_at_end(head)
-    at = builder.phi(LONG)
+    at = builder.phi(INT64)
     at.add_incoming(first, before)
-    held = [builder.phi(WORD_VECTOR) for _ in masks]
+    held = [builder.phi(INT_VECTOR) for _ in masks]
     for phi, mask in zip(held, masks, strict=True):
         phi.add_incoming(mask, before)
     builder.cbranch(builder.icmp_signed("<", at, last), body, done)
     builder.position_at_end(body)
-    record = builder.gep(tests, [builder.mul(at, ir.Constant(LONG, TEST))])
-    column, limit, mask = (builder.load(builder.gep(record, [ir.Constant(LONG, k)])) for k in (COLUMN, LIMIT, MASK))
-    rows = builder.gep(columns, [builder.mul(builder.zext(column, LONG), ir.Constant(LONG, BLOCK))])
+    record = builder.gep(tests, [builder.mul(at, ir.Constant(INT64, TEST))])
+    column, limit, mask = (builder.load(builder.gep(record, [ir.Constant(INT64, k)])) for k in (COLUMN, LIMIT, MASK))
+    rows = builder.gep(columns, [builder.mul(builder.zext(column, INT64), ir.Constant(INT64, BLOCK))])
     limits = spread(builder, builder.bitcast(limit, ir.FloatType()), FLOAT_VECTOR)
-    closed = spread(builder, mask, WORD_VECTOR)
-    compare = builder.fcmp_ordered if is_ordered else builder.fcmp_unordered
+    closed = spread(builder, mask, INT_VECTOR)
     for number, phi in enumerate(held):
         values = builder.load(vector_at(builder, rows, number, FLOAT_VECTOR), align=ALIGNMENT)
-        goes_right = compare(">=", values, limits)
+        goes_right = compare(builder, values, limits)
         phi.add_incoming(builder.select(goes_right, builder.and_(phi, closed), phi), builder.block)
-    at.add_incoming(builder.add(at, ir.Constant(LONG, 1)), builder.block)
+    at.add_incoming(builder.add(at, ir.Constant(INT64, 1)), builder.block)
     builder.branch(head)
     builder.position_at_end(done)
     return held
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def leave_segment(context: Any, exits: Any, base: Any, entry: Any, places: Any) -> Any:
     """Move the rows of a block that stand at `entry` to `base` plus their lowest exit."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         open_exits, places = (data_of(context, builder, signature.args[k], args[k]) for k in (0, 3))
-        bases, entries = (spread(builder, args[k], WORD_VECTOR) for k in (1, 2))
-        kind = ir.FunctionType(WORD_VECTOR, [WORD_VECTOR, ir.IntType(1)])
+        bases, entries = (spread(builder, args[k], INT_VECTOR) for k in (1, 2))
+        kind = ir.FunctionType(INT_VECTOR, [INT_VECTOR, ir.IntType(1)])
         cttz = cgutils.get_or_insert_function(builder.module, kind, f"llvm.cttz.v{LANES}i32")
         for number in range(VECTORS):
-            mask = builder.load(vector_at(builder, open_exits, number, WORD_VECTOR), align=ALIGNMENT)
-            target = vector_at(builder, places, number, WORD_VECTOR)
+            mask = builder.load(vector_at(builder, open_exits, number, INT_VECTOR), align=ALIGNMENT)
+            target = vector_at(builder, places, number, INT_VECTOR)
             place = builder.load(target, align=ALIGNMENT)
             exit_ = builder.add(builder.call(cttz, [mask, ir.Constant(ir.IntType(1), 1)]), bases)
             is_here = builder.icmp_signed("==", place, entries)
@@ -427,30 +458,44 @@ def leave_segment(context: Any, exits: Any, base: Any, entry: Any, places: Any) 
 
 
 @jit
-def find_exits(
-    columns: Floats,
-    segments: Ints,
-    tests: Ints,
-    sets: Ints,
-    words: Words,
-    first: int,
-    last: int,
-    exits: Ints,
-    places: Ints,
-) -> None:
+def find_exits(columns: Floats, segments: Ints, tests: Ints, first: int, last: int, exits: Ints, places: Ints) -> None:
     """The slot that each row of a block leaves a tree by, whose segments are those from first to last."""
     for i in range(BLOCK):
         places[U(i)] = -1
     for s in range(first, last):
         at = U(s * SEGMENT)
-        middle, end = segments[at + U(SETS)], segments[at + U(END)]
-        hold_against(columns, tests, segments[at + U(BEGIN)], segments[at + U(RIGHT)], middle, exits)
-        for k in range(middle, end):
-            column, row, mask = (tests[U(k * TEST + COLUMN)], tests[U(k * TEST + LIMIT)], tests[U(k * TEST + MASK)])
-            for i in range(BLOCK):
-                if is_in_set(columns[U(column * BLOCK + i)], row, sets, words):
-                    exits[i] &= mask
+        begin, right = segments[at + U(BEGIN)], segments[at + U(RIGHT)]
+        hold_against(columns, tests, begin, right, segments[at + U(SETS)], segments[at + U(END)], exits)
         leave_segment(exits, segments[at + U(BASE)], segments[at + U(ENTRY)], places)
+
+
+@jit
+def count_columns(features: int, codes: Ints) -> int:
+    """Columns of a block: the features, and behind them the words of codes that tests ask for."""
+    count = features
+    for k in range(0, len(codes), CODE):
+        if codes[U(k + WORD)] >= 0:
+            count = codes[U(k + WORD)] + count_words(codes[U(k + WIDTH)])
+    return count
+
+
+@jit
+def count_words(width: int) -> int:
+    return (width + CODE_OF_FIRST + 31) >> 5
+
+
+@jit
+def fill_columns(values: Floats, row: int, codes: Ints, columns: Floats, place: int) -> None:
+    """A row as a column of a block; of a code only the bit in its word."""
+    for f in range(values.shape[1]):
+        columns[U(f * BLOCK + place)] = values[U(row), U(f)]
+    for k in range(0, len(codes), CODE):
+        width, column = codes[U(k + WIDTH)], codes[U(k + WORD)]
+        if column >= 0:
+            code = code_of(values[U(row), U(codes[U(k + OF)])], width)
+            for j in range(count_words(width)):
+                bit = np.int32(1) << np.int32(code & 31) if code >> 5 == j else np.int32(0)
+                columns[U((column + j) * BLOCK + place)] = to_float(np.int32(bit))
 
 
 @jit
@@ -461,7 +506,7 @@ def make_aligned(count: int) -> Floats:
     return room[skipped : skipped + count]
 
 
-@jit
+@kernel
 def score_blocks(
     values: Floats,
     nodes: Ints,
@@ -470,7 +515,7 @@ def score_blocks(
     tests: Ints,
     slot_values: Ints,
     vectors: Floats,
-    sets: Ints,
+    codes: Ints,
     words: Words,
     base: Floats,
     begin: int,
@@ -480,37 +525,45 @@ def score_blocks(
 ) -> None:
     """The blocks kernel: the same scores as `score_rows`, of all trees. Trees without segments are walked."""
     features, groups = values.shape[1], len(base)
-    columns = make_aligned(features * BLOCK)
+    columns = make_aligned(count_columns(features, codes) * BLOCK)
     exits = make_aligned(BLOCK).view(np.int32)
     places = make_aligned(BLOCK).view(np.int32)
     totals = np.empty((groups, BLOCK), np.float32)
-    walks = np.zeros(2 * features * BLOCK if count_walked(trees, begin, end) else 0, np.float32)
+    width = 3 * features if len(codes) else 2 * features
+    walks = np.zeros(width * BLOCK if count_walked(trees, begin, end) else 0, np.float32)
     for start in range(0, len(values), BLOCK):
         count = min(BLOCK, len(values) - start)
         for i in range(count):
-            for f in range(features):
-                columns[U(f * BLOCK + i)] = values[U(start + i), U(f)]
-            if len(walks):
-                fill_walk(values, start + i, walks, 2 * features * i)
+            fill_columns(values, start + i, codes, columns, i)
+        if len(walks):
+            fill_walks(values, start, count, codes, words, walks, width)
         for g in range(groups):
             for i in range(BLOCK):
                 totals[U(g), U(i)] = base[U(g)]
         for t in range(begin, end):
             first, last = trees[U(t * TREE + FIRST)], trees[U(t * TREE + LAST)]
-            group = U(trees[U(t * TREE + GROUP)])
             if first < last:
-                find_exits(columns, segments, tests, sets, words, first, last, exits, places)
+                find_exits(columns, segments, tests, first, last, exits, places)
                 for i in range(BLOCK):
                     places[U(i)] = slot_values[U(places[U(i)])]
-                add_values(places, vectors, totals, group)
+            elif len(codes):
+                walk_block(nodes, words, walks, width, root_of(trees, U(t)), trees[U(t * TREE + DEPTH)], places)
             else:
-                root, depth = root_of(trees, U(t)), trees[U(t * TREE + DEPTH)]
-                walk_block(values, start, nodes, walks, root, depth, sets, words, places)
-                add_values(places, vectors, totals, group)
+                walk_block(nodes, None, walks, width, root_of(trees, U(t)), trees[U(t * TREE + DEPTH)], places)
+            add_values(places, vectors, totals, U(trees[U(t * TREE + GROUP)]))
         for i in range(count):
             for g in range(groups):
                 sums[U(start + i), U(g)] = totals[U(g), U(i)]
             transform_row(sums[start + i], transform)
+
+
+@jit
+def fill_walks(values: Floats, start: int, count: int, codes: Ints, words: Words, walks: Floats, width: int) -> None:
+    for i in range(count):
+        if len(codes):
+            fill_walk(values, start + i, codes, words, walks, width * i)
+        else:
+            fill_walk(values, start + i, codes, None, walks, width * i)
 
 
 @jit
@@ -524,27 +577,13 @@ def count_walked(trees: Ints, begin: int, end: int) -> int:
 
 @jit
 def walk_block(
-    values: Floats,
-    start: int,
-    nodes: Ints,
-    walks: Floats,
-    root: int,
-    depth: int,
-    sets: Ints,
-    words: Words,
-    places: Ints,
+    nodes: Ints, words: Words | None, walks: Floats, width: int, root: int, depth: int, places: Ints
 ) -> None:
     """What the leaves hold that the rows of a block reach in one tree, into `places`."""
-    width = 2 * values.shape[1]
-    if len(sets):
-        for i in range(min(BLOCK, len(values) - start)):
-            leaf = find_leaf(nodes, values, start + i, walks, width * i, sets, words, root)
-            places[U(i)] = nodes[leaf + U(VALUE)]
-        return
     for i in range(0, BLOCK, 8):
         at, w = U(i * width), U(width)
         offsets = (at, at + w, at + U(2) * w, at + U(3) * w, at + U(4) * w, at + U(5) * w, at + U(6) * w, at + U(7) * w)
-        leaves = descend(nodes, walks, depth, offsets, (root, root, root, root, root, root, root, root))
+        leaves = descend(nodes, words, walks, depth, offsets, (root, root, root, root, root, root, root, root))
         for k in range(8):
             places[U(i + k)] = nodes[leaves[k] + U(VALUE)]
 
@@ -597,7 +636,7 @@ def apply_softmax(row: Floats) -> None:
         row[k] /= divisor
 
 
-@jit
+@kernel
 def find_largest(sums: Floats, classes: Floats) -> None:
     """The class with the largest margin, the first of equals."""
     for i in range(len(sums)):
@@ -630,7 +669,7 @@ def make_signatures() -> dict[Any, Any]:
 
 
 def compile_kernels(cache: Path | None = None) -> None:
-    """Compile all kernels for this CPU, once; later calls do nothing. About six seconds, or 50 ms from the cache.
+    """Compile all kernels for this CPU, once; later calls do nothing. About five seconds, or 0.2 from the cache.
 
     `cache` is a folder that numba may write to and that outlives the process; its files are keyed by CPU and by this
     file's time of change. After this nothing is compiled any more: an array of another type raises TypeError instead
@@ -638,13 +677,13 @@ def compile_kernels(cache: Path | None = None) -> None:
     """
     if cache is not None:
         numba.config.CACHE_DIR = str(cache)
-    for kernel, signature in make_signatures().items():
-        if kernel.signatures:
+    for function, signature in make_signatures().items():
+        if function.signatures:
             continue
         if cache is not None:
-            kernel.enable_caching()
-        kernel.compile(signature)
-        kernel.disable_compile()
+            function.enable_caching()
+        function.compile(signature)
+        function.disable_compile()
 
 
 class Engine:
@@ -663,7 +702,7 @@ class Engine:
         self._all = (0, ensemble.meta.trees)
         flat = {name: freeze(array) for name, array in ensemble.arrays().items()}
         self._nodes, self._trees, self._words = flat["nodes"], flat["trees"], flat["words"]
-        self._sets, self._base = flat["sets"], flat["base"]
+        self._codes, self._base = flat["codes"], flat["base"]
         self._segments, self._tests, self._values = flat["segments"], flat["tests"], flat["values"]
         self._vectors = ensemble.vectors.view()
         self._vectors.setflags(write=False)
@@ -690,7 +729,7 @@ class Engine:
             raise ValueError("leaves are found from the first round on")
         values = self._verify(values)
         found = np.empty((len(values), end), np.int32)
-        find_leaves(values, self._nodes, self._trees, self._sets, self._words, end, found)
+        find_leaves(values, self._nodes, self._trees, self._codes, self._words, end, found)
         return found
 
     def _find_trees(self, rounds: tuple[int, int] | None) -> tuple[int, int]:
@@ -733,7 +772,7 @@ class Engine:
                 self._nodes,
                 self._trees,
                 self._vectors,
-                self._sets,
+                self._codes,
                 self._words,
                 self._base,
                 begin,
@@ -751,7 +790,7 @@ class Engine:
             self._tests,
             self._values,
             self._vectors,
-            self._sets,
+            self._codes,
             self._words,
             self._base,
             begin,

@@ -29,9 +29,9 @@ import numpy as np
 from service.artifact import ModelFile, read_model_file
 from service.batch import Contract, Floats
 from service.ensemble import (
-    COLUMN,
     FORMAT,
-    LIMIT,
+    OF,
+    WIDTH,
     Ensemble,
     PackedModelError,
     UnsupportedModelError,
@@ -231,24 +231,27 @@ def make_rows(ensemble: Ensemble) -> Floats:
     random = np.random.default_rng(0)
     features = ensemble.meta.features
     rows = np.empty((LEAF_ROWS, features), np.float32)
-    limits = ensemble.tests[:, LIMIT].view(np.float32)
+    split_features, thresholds = ensemble.thresholds()
+    categories = {int(feature): int(width) for feature, width in ensemble.codes[:, [OF, WIDTH]]}
     for feature in range(features):
-        own = limits[ensemble.tests[:, COLUMN] == feature]
-        own = own[np.isfinite(own)]
-        if len(own) == 0:
-            own = np.zeros(1, np.float32)
-        picked = random.choice(own, LEAF_ROWS).astype(np.float32)
-        beside = random.integers(0, 5, LEAF_ROWS)
-        column = np.where(beside == 1, np.nextafter(picked, np.float32(-np.inf)), picked)
-        column = np.where(beside == 2, np.nextafter(picked, np.float32(np.inf)), column)
-        low, high = float(own.min()) - 1, float(own.max()) + 1
-        column = np.where(beside == 3, random.uniform(low, high, LEAF_ROWS).astype(np.float32), column)
-        column = np.where(beside == 4, random.integers(0, 40, LEAF_ROWS).astype(np.float32), column)
-        rows[:, feature] = column
+        own = thresholds[split_features == feature]
+        rows[:, feature] = make_column(random, own if len(own) else np.zeros(1, np.float32), categories.get(feature))
     rows[random.random(rows.shape) < 0.1] = np.nan
     rows[0] = np.nan
     rows[1], rows[2] = np.finfo(np.float32).max, np.finfo(np.float32).min
     return rows
+
+
+def make_column(random: np.random.Generator, thresholds: Floats, categories: int | None) -> Floats:
+    """Categories, with some that no split knows; or numbers on, below, above and between the thresholds."""
+    if categories is not None:
+        return random.integers(0, categories + 3, LEAF_ROWS).astype(np.float32)
+    on = random.choice(thresholds, LEAF_ROWS).astype(np.float32)
+    below, above = np.nextafter(on, np.float32(-np.inf)), np.nextafter(on, np.float32(np.inf))
+    low, high = float(thresholds.min()) - 1, float(thresholds.max()) + 1
+    between = random.uniform(low, high, LEAF_ROWS).astype(np.float32)
+    column: Floats = np.choose(random.integers(0, 4, LEAF_ROWS), [on, below, above, between])
+    return column
 
 
 if __name__ == "__main__":

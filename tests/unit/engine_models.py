@@ -103,6 +103,9 @@ KINDS = {
         classes,
         categories=12,
     ),
+    "many-categories": Kind({"tree_method": "hist", "max_cat_to_onehot": 1}, categories=250),
+    "most-categories": Kind({"tree_method": "hist", "max_cat_to_onehot": 1}, categories=900),
+    "most-categories-one-hot": Kind({"tree_method": "hist", "max_cat_to_onehot": 2000}, categories=900),
     "partition-dart": Kind({"tree_method": "hist", "max_cat_to_onehot": 1, **DART}, categories=20),
     "one-leaf": Kind({"gamma": 1e9}),
     "one-tree": Kind({}, rounds=(1, 1)),
@@ -185,6 +188,10 @@ def bits(scores: Floats) -> NDArray[np.uint32]:
 EXTREMES = np.array([np.finfo(np.float32).max, -np.finfo(np.float32).max, 0.0, -0.0, 1e-45, -1e-45], np.float32)
 
 
+# Categories that no training can have seen, and numbers between two.
+STRANGE = np.array([-1, -0.0, -0.5, 0.5, 6.75, 39.99, 2**24 - 1, 2**24, 2**24 + 2, 1e30, -1e30], np.float32)
+
+
 def make_rows(sample: Sample, count: int, seed: int) -> Floats:
     """Rows on and beside the thresholds of all features at once, missing, extreme, of every category and of others."""
     rng = np.random.default_rng(seed)
@@ -199,6 +206,8 @@ def make_rows(sample: Sample, count: int, seed: int) -> Floats:
             rows[:, column] = np.where(rng.random(count) < 0.7, near, rows[:, column])
         if sample.types[column] == "c":
             rows[:, column] = rng.integers(0, sample.categories * 2, count)
+            strange = rng.random(count) < 0.2
+            rows[strange, column] = rng.choice(STRANGE, int(strange.sum()))
     extreme = (rng.random(rows.shape) < 0.05) & (np.array(sample.types) == "q")
     rows[extreme] = rng.choice(EXTREMES, int(extreme.sum()))
     rows[rng.random(rows.shape) < rng.choice([0.0, 0.15])] = np.nan
@@ -208,8 +217,5 @@ def make_rows(sample: Sample, count: int, seed: int) -> Floats:
 
 def find_thresholds(sample: Sample) -> list[Floats]:
     """Thresholds of each feature, from the model itself."""
-    ensemble = sample.engine.ensemble
-    threshold = ensemble.nodes[:, 0].copy().view(np.float32)
-    feature = ensemble.nodes[:, 1]
-    is_split = (feature >= 0) & ~np.isnan(threshold)
-    return [threshold[is_split & (feature % sample.features == column)] for column in range(sample.features)]
+    feature, threshold = sample.engine.ensemble.thresholds()
+    return [threshold[feature == column] for column in range(sample.features)]

@@ -7,7 +7,7 @@ library (Linux); elsewhere they are one unit in the last place apart at most.
 from __future__ import annotations
 
 import sys
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_two_hundred_generated_models_with_a_thousand_rows_each(name: str, seed:
 
 
 @pytest.mark.parametrize("crossover", [2, BLOCK])
-@pytest.mark.parametrize("name", ["logistic", "partition", "vector", "forest-softprob", "by-leaf"])
+@pytest.mark.parametrize("name", ["logistic", "partition", "vector", "forest-softprob", "by-leaf", "most-categories"])
 def test_both_kernels_give_the_same_bits(name: str, crossover: int) -> None:
     """Whichever kernel the number of rows chooses."""
     sample = train(KINDS[name], seed=5)
@@ -140,7 +140,7 @@ def grow(features: int, rounds: int, params: dict[str, Any], rows: int = 3000, l
     return make_sample(xgboost.train(params, xgboost.DMatrix(values, target), rounds), ["q"] * features)
 
 
-LARGE = {
+LARGE: dict[str, tuple[int, int, dict[str, Any], int]] = {
     "depth-14": (8, 3, {"max_depth": 14, "max_bin": 2000}, 20000),
     "2000-trees": (10, 2000, {"max_depth": 3, "eta": 0.02, "objective": "binary:logistic"}, 500),
     "500-features": (500, 30, {"max_depth": 6, "colsample_bytree": 0.2}, 1000),
@@ -150,8 +150,8 @@ LARGE = {
 
 @pytest.mark.parametrize("name", LARGE)
 def test_large_models_score_as_booster_predict(name: str) -> None:
-    """Trees of more than 32 exits are cut into segments; beyond 1,024 tests they are walked."""
-    features, rounds, params, rows = cast("tuple[int, int, dict[str, Any], int]", LARGE[name])
+    """Trees of more than 32 exits are cut into segments; beyond 640 tests they are walked."""
+    features, rounds, params, rows = LARGE[name]
     label = binary if "objective" in params else real
     sample = grow(features, rounds, params, rows, label)
     verify_truth(sample, make_rows(sample, BLOCK + 20, seed=6), checked=30)
