@@ -17,15 +17,15 @@ import fcntl
 import termios
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from http import HTTPStatus
+from concurrent.futures import Future
 from time import perf_counter
 from typing import Any, cast
 
 import httptools
 
 from service.batch import Batch, Incoming, Observation, Outgoing
-from service.edge import PROBES, UNMATCHED, Call, Edge, server_timing
+from service.door import Door, Request
+from service.edge import PROBES, UNMATCHED, Call, server_timing
 from service.errors import (
     ExpectationFailedError,
     HeadTooLargeError,
@@ -51,7 +51,6 @@ from service.wsgi import Address, Answer, run_wsgi
 MAX_CHUNKS = 4096
 # What a chunked body may hold beside its data: sizes, extensions, trailers.
 MAX_FRAMING_BYTES = 64 * 1024
-READ_BYTES = 256 * 1024
 # Requests that may wait behind one under way before reading stops.
 MAX_WAITING = 16
 # Calls of the Flask application that may wait for a thread of the pool.
@@ -62,94 +61,6 @@ LINGER_SECONDS = 2.0
 
 # How far the next request has been read. A request that is being answered elsewhere does not count here.
 IDLE, HEAD, BODY, LINGER = range(4)
-
-
-class Request:
-    """A request that has been read whole, or the error to answer in its place."""
-
-    __slots__ = ("began", "body", "error", "headers", "keep_alive", "method", "raw_headers", "target", "version")
-
-    def __init__(self, began: float, method: str, target: str, version: str) -> None:
-        self.began = began
-        self.method = method
-        self.target = target
-        self.version = version
-        self.headers: dict[str, str] = {}
-        self.raw_headers: list[tuple[bytes, bytes]] = []
-        self.body = b""
-        self.keep_alive = False
-        self.error: ServiceError | None = None
-
-
-class Door:
-    """What all connections of a worker share: the edge, the Flask application, threads, limits, the drain."""
-
-    def __init__(self, edge: Edge, app: Any) -> None:
-        self.edge = edge
-        self.app = app
-        self.recorder = edge.recorder
-        self.connections: set[Connection] = set()
-        self.is_draining = False
-        self.max_body_bytes = edge.settings.max_body_bytes
-        self.read_timeout_seconds = edge.settings.read_timeout_seconds
-        self.keepalive_seconds = edge.settings.keepalive_seconds
-        # All connections read into one buffer, each in its turn: asyncio would otherwise allocate 256 KiB for every read.
-        self.buffer = memoryview(bytearray(READ_BYTES))
-        # One thread scores: rows in a row are faster than rows side by side on the core of this worker.
-        self.scoring_pool = ThreadPoolExecutor(1, "scoring")
-        self.flask_pool = ThreadPoolExecutor(4, "flask")
-        self.flask_waiting = 0
-        # Scoring requests that came while the model was loading: they wait for it.
-        self.parked: list[tuple[Connection, Request]] = []
-        # Calls of this turn of the loop, and how many rows they have: they are scored together when it ends.
-        self.batch: list[tuple[Connection, Request, Call]] = []
-        self.batch_rows = 0
-        # How many sockets became ready in this turn; set by the loop's selector.
-        self.ready_sockets = 0
-        self._identity = ""
-        self._heads: dict[int, str] = {}
-
-    @property
-    def has_date(self) -> bool:
-        return bool(self._heads)
-
-    def write_date(self, date: str) -> None:
-        """Start of every head from now on; called once a second."""
-        self._identity = "".join(f"{name}: {value}\r\n" for name, value in self.edge.identity_headers)
-        start = f"Server: xgboost-server\r\nDate: {date}\r\n{self._identity}"
-        self._heads = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n{start}" for status in HTTPStatus}
-
-    def head(self, status: int) -> str:
-        """Status line and the headers that every answer has."""
-        return self._heads[status]
-
-    def plain_head(self, status: int) -> str:
-        """The same without the model's identity, which the Flask application adds itself."""
-        return self._heads[status].removesuffix(self._identity)
-
-    def expire(self, now: float) -> None:
-        """Close what has waited for too long."""
-        for connection in [one for one in self.connections if one.deadline < now]:
-            connection.expire()
-
-    def score_batch(self) -> None:
-        """Score what was decoded in this turn in one call: nobody waited for it but those who came at the same time."""
-        batch, self.batch, self.batch_rows = self.batch, [], 0
-        if not batch:
-            return
-        self.edge.finish_together([call for _, _, call in batch])
-        for connection, request, call in batch:
-            connection.send_scored(request, call)
-
-    def unpark(self) -> None:
-        """The model is there: answer those who waited for it."""
-        parked, self.parked = self.parked, []
-        for connection, request in parked:
-            connection.unpark(request)
-
-    def close_idle(self) -> None:
-        for connection in list(self.connections):
-            connection.close_if_idle()
 
 
 class Connection(asyncio.BufferedProtocol):

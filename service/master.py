@@ -157,8 +157,9 @@ def exit_cause(arbiter: Any, worker: Any) -> str:
     arbiter.scorer_oom_kills = oom_kills
     if worker.aborted:
         return "timeout"
-    if status is None:
-        return "unknown"
+    if status is None:  # it went between our look and Gunicorn's; what it wrote last still tells a clean end
+        drained = worker.scorer_slot is not None and arbiter.scorer_block.has_drained(worker.scorer_slot)
+        return "drained" if drained else "unknown"
     if status.si_code == os.CLD_EXITED:
         return {0: "drained", Arbiter.WORKER_BOOT_ERROR: "boot"}.get(status.si_status, "error")
     if status.si_status == signal.SIGKILL:

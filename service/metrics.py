@@ -100,8 +100,8 @@ class Layout:
     """Where each cell of a row is; the same in every process that knows the same routes."""
 
     # Cells of a worker's state: gauges, cleared when it dies.
-    STATE, PID, AGE, IN_FLIGHT, CONNECTIONS, BUSY_RATIO, LOAD_SECONDS = range(7)
-    GAUGES = 7
+    STATE, PID, AGE, IN_FLIGHT, CONNECTIONS, BUSY_RATIO, LOAD_SECONDS, DRAINED = range(8)
+    GAUGES = 8
 
     def __init__(self, routes: Sequence[tuple[str, str]]) -> None:
         self.routes = tuple(routes)
@@ -166,6 +166,10 @@ class Block:
         self._table[slot + 1, Layout.AGE] = age
         self._table[0, self.layout.starts] += 1
         return slot
+
+    def has_drained(self, slot: int) -> bool:
+        """Whether the worker of this slot came to the end of its drain."""
+        return bool(self._table[slot + 1, Layout.DRAINED])
 
     def release(self, slot: int, cause: str) -> None:
         """Take over the counters of a worker that is gone."""
@@ -335,6 +339,9 @@ class Recorder:
 
     def write_state(self, state: int) -> None:
         self._row[Layout.STATE] = state
+
+    def write_drained(self) -> None:
+        self._row[Layout.DRAINED] = 1.0
 
     def write_model(self, model: ModelIdentity, load_seconds: float, engine: str = "packed") -> None:
         self.block.write_text(self.slot, f"{model.name}\n{model.version}\n{model.digest}\n{engine}")

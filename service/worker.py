@@ -30,9 +30,10 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 
 from service.app import create_app_around
+from service.door import Door
 from service.edge import ROUTE_LABELS, Edge
 from service.errors import StartError
-from service.http1 import Connection, Door
+from service.http1 import Connection
 from service.logs import create_log
 from service.metrics import BOOTING, DRAINING, READY, Block, Recorder
 from service.models import load_model
@@ -100,6 +101,8 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
         self.stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self.loop.add_signal_handler(number, self._stop, number)
+        if not self.alive:
+            self.stopping.set()  # TERM came while Gunicorn's own handlers were in place
         self._busy_seconds_seen, self._ticked = 0.0, perf_counter()
         self._tick()
         if not self.recorder.block.was_ready:
@@ -167,6 +170,7 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
         while self.door.connections and perf_counter() < deadline:
             await asyncio.sleep(0.02)
             self.door.close_idle()
+        self.recorder.write_drained()
         if self.door.connections:
             self.server_log.warning("drain cut short", extra={"connections": len(self.door.connections)})
 

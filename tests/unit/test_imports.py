@@ -19,7 +19,7 @@ PACKAGE = ROOT / "service"
 FLOORS: dict[int, tuple[str, ...]] = {
     8: ("cli",),
     7: ("worker", "app", "master"),
-    6: ("http1", "web", "wsgi"),
+    6: ("http1", "door", "web", "wsgi"),
     5: ("edge",),
     4: ("scoring",),
     3: ("models", "packing"),
@@ -35,6 +35,7 @@ NEIGHBOURS = {
     ("settings", "errors"): "faults in the settings are errors",
     ("worker", "app"): "the worker serves the application",
     ("master", "app"): "so do Gunicorn's own workers, which have it loaded for them",
+    ("http1", "door"): "a connection is one of those that share it",
     ("http1", "wsgi"): "what the fast door does not answer goes through the Flask door",
     ("wsgi", "web"): "the name under which views leave what there is to count",
 }
