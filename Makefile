@@ -73,7 +73,7 @@ bench: $(VENV)/.bench ## Compare speed and memory with what people run instead (
 	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -qy --no-install-recommends wrk; } || { echo "wrk is missing: apt-get install wrk (Debian, Ubuntu), dnf install wrk (Fedora)"; exit 1; }
 	$(BIN)/python -m benchmarks
 
-bench-kernels: $(VENV)/.bench ## Time the kernels alone against XGBoost (ten minutes)
+bench-kernels: $(VENV)/.bench ## Time the kernels alone against XGBoost (two minutes)
 	$(BIN)/python -m benchmarks kernels
 
 lint: $(VENV)/.test ## Check style and types
