@@ -154,7 +154,7 @@ class Edge:
             call.batch = batch
         except ServiceError as error:
             self._refuse(call, error)
-        except Exception:
+        except Exception:  # a fault of ours must end in an answer, whatever it is
             self._refuse(call, self._log_fault(incoming, InternalError()))
         call.stages.decode = time.perf_counter() - start
         return call
@@ -177,7 +177,7 @@ class Edge:
             predicted = time.perf_counter()
             call.outgoing = call.route.encode(scores, call.batch)
             self.deflate(call.outgoing, call.incoming.headers.get("accept-encoding"))
-        except Exception:
+        except Exception:  # the library's own errors have no common class
             self._refuse(call, self._log_fault(call.incoming, PredictionError()))
             return call
         call.stages.predict = predicted - start
@@ -195,7 +195,7 @@ class Edge:
         try:
             scores = scorer.predict_together(batches)
             predicted = time.perf_counter()
-        except Exception:
+        except Exception:  # as in finish
             for call in calls:  # one of them is at fault, and the others must not pay for it
                 self.finish(call)
             return
@@ -205,7 +205,7 @@ class Edge:
             try:
                 call.outgoing = call.route.encode(own, batch)
                 self.deflate(call.outgoing, call.incoming.headers.get("accept-encoding"))
-            except Exception:
+            except Exception:  # as in finish
                 self._refuse(call, self._log_fault(call.incoming, PredictionError()))
             call.stages.encode = time.perf_counter() - began
 

@@ -429,7 +429,7 @@ class Connection(asyncio.BufferedProtocol):
         self._is_busy = False
         try:
             answer = done.result()
-        except Exception:
+        except Exception:  # a thread's fault must not leave the client without an answer
             self._edge.log.exception("fault")
             self._send_error(request, InternalError())
         else:
