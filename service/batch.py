@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,4 +103,3 @@ class Observation:
     rejected: str = ""
     request_bytes: int = 0
     response_bytes: int = 0
-    details: Mapping[str, str] = field(default_factory=dict)

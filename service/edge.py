@@ -1,7 +1,7 @@
 """Everything that happens around a score, once: id, admission, decode, score, encode, errors, counting, log lines.
 
 Both doors use it alike. A door makes an `Incoming`, asks for a `Call` with `begin`, has it scored with `finish` (on a
-thread if `may_block` says so), packs `call.outgoing` into HTTP and hands the call to `close`, which counts it.
+thread if it has more than `loop_rows`), packs `call.outgoing` into HTTP and hands the call to `close`, which counts it.
 """
 
 from __future__ import annotations
@@ -95,6 +95,8 @@ class Edge:
         self.log = log
         self.unready = "loading the model"
         self.scorer: Scorer | None = None
+        # More rows than these would hold the event loop for too long: they are scored on a thread.
+        self.loop_rows = 0
         # Exact paths of the served model, so that the fast door finds a route with one look-up.
         self.routes: dict[str, Route] = {}
         self.identity_headers: tuple[tuple[str, str], ...] = ()
@@ -114,6 +116,7 @@ class Edge:
         )
         self.routes = {route.template.format(model=identity.name, version=identity.version): route for route in ROUTES}
         self.recorder.write_model(identity, model.load_seconds, model.predictor.engine)
+        self.loop_rows = model.predictor.loop_rows
         self.scorer = scorer
         self.unready = ""
 
@@ -146,7 +149,8 @@ class Edge:
             scorer = self.verify_loaded()
             if self.recorder.in_flight > self.settings.max_in_flight:
                 raise OverloadedError("requests in flight")
-            self.inflate(incoming)
+            if "content-encoding" in incoming.headers:
+                self.inflate(incoming)
             batch = route.decode(incoming)
             if len(batch.values) > self.settings.max_rows_per_request:
                 raise PayloadTooLargeError("rows", self.settings.max_rows_per_request)
@@ -159,14 +163,6 @@ class Edge:
         call.stages.decode = time.perf_counter() - start
         return call
 
-    def may_block(self, call: Call) -> bool:
-        """Whether `finish` should run on a thread rather than on the event loop."""
-        return call.batch is not None and self.scorer is not None and self.scorer.may_block(call.batch)
-
-    def is_too_long(self, rows: int) -> bool:
-        """Whether so many rows would hold the event loop for too long."""
-        return self.scorer is not None and rows > self.scorer.predictor.loop_rows
-
     def finish(self, call: Call) -> Call:
         """Score and encode, unless the call has its answer."""
         if call.outgoing is not None or call.batch is None or self.scorer is None:
@@ -175,8 +171,9 @@ class Edge:
         try:
             scores = self.scorer.predict(call.batch)
             predicted = time.perf_counter()
-            call.outgoing = call.route.encode(scores, call.batch)
-            self.deflate(call.outgoing, call.incoming.headers.get("accept-encoding"))
+            call.outgoing = outgoing = call.route.encode(scores, call.batch)
+            if len(outgoing.body) >= COMPRESS_BYTES:
+                self.deflate(outgoing, call.incoming.headers.get("accept-encoding"))
         except Exception:  # the library's own errors have no common class
             self._refuse(call, self._log_fault(call.incoming, PredictionError()))
             return call
@@ -203,8 +200,9 @@ class Edge:
             call.stages.predict = predicted - start
             began = time.perf_counter()
             try:
-                call.outgoing = call.route.encode(own, batch)
-                self.deflate(call.outgoing, call.incoming.headers.get("accept-encoding"))
+                call.outgoing = outgoing = call.route.encode(own, batch)
+                if len(outgoing.body) >= COMPRESS_BYTES:
+                    self.deflate(outgoing, call.incoming.headers.get("accept-encoding"))
             except Exception:  # as in finish
                 self._refuse(call, self._log_fault(call.incoming, PredictionError()))
             call.stages.encode = time.perf_counter() - began
@@ -241,10 +239,7 @@ class Edge:
 
     def inflate(self, incoming: Incoming) -> None:
         """Undo the body's content coding, never beyond the largest body that is allowed."""
-        header = incoming.headers.get("content-encoding")
-        if header is None:
-            return
-        coding = header.strip().lower()
+        coding = incoming.headers["content-encoding"].strip().lower()
         if coding in ("", "identity"):
             return
         window = INFLATION.get(coding)
@@ -263,8 +258,8 @@ class Edge:
         incoming.body = body
 
     def deflate(self, outgoing: Outgoing, accept: str | None) -> None:
-        """Compress a long answer for a caller who accepts it."""
-        if accept is None or len(outgoing.body) < COMPRESS_BYTES:
+        """Compress the answer for a caller who accepts it."""
+        if accept is None:
             return
         codings = {part.partition(";")[0].strip().lower() for part in accept.split(",") if not refused(part)}
         coding = next((coding for coding in ("gzip", "deflate") if coding in codings), None)

@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import httptools
 
-from service.batch import Batch, Incoming, Observation, Outgoing
+from service.batch import Incoming, Observation, Outgoing
 from service.door import Door, Request
 from service.edge import PROBES, UNMATCHED, Call, server_timing
 from service.errors import (
@@ -73,6 +73,7 @@ class Connection(asyncio.BufferedProtocol):
         "_chunks",
         "_door",
         "_edge",
+        "_headers",
         "_is_busy",
         "_is_closing",
         "_is_deaf", "_is_ended",
@@ -103,6 +104,7 @@ class Connection(asyncio.BufferedProtocol):
         self._phase = IDLE
         self._messages = 0
         self._waiting: deque[Request] = deque()
+        self._headers: list[tuple[bytes, bytes]] = []
         self._is_busy = False  # a thread has the request whose turn it is
         self._is_closing = False  # the connection ends with what is in `_out`
         self._is_ended = False  # the client has closed its side
@@ -217,16 +219,18 @@ class Connection(asyncio.BufferedProtocol):
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._phase == HEAD:  # trailers come here as well, and are none of the headers
-            self._raw.append((name, value))
+        self._raw.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._version = self._parser.get_http_version()
-        self._known = verify_head(self._parser.get_method(), self._target, self._version, self._raw)
+        raw = self._raw
+        self._known = verify_head(self._parser.get_method(), self._target, self._version, raw)
+        self._headers = raw
+        self._raw = []  # for trailers, which are none of the headers (RFC 9110 section 6.5.1)
         self._phase = BODY
         # A message that began in this read, and the read is no longer than a head may be: nothing to measure.
         if self._overhead >= 0 or self._read_bytes > MAX_HEAD_BYTES:
-            verify_head_size(self._target, self._raw)
+            verify_head_size(self._target, raw)
         length = self._known.get("content-length")
         if length is not None and int(length) > self._door.max_body_bytes:
             raise PayloadTooLargeError("bytes", self._door.max_body_bytes)
@@ -259,7 +263,7 @@ class Connection(asyncio.BufferedProtocol):
         method = self._parser.get_method().decode("latin-1")
         request = Request(self._began, method, self._target.decode("latin-1"), self._version)
         request.headers = self._known
-        request.raw_headers = self._raw
+        request.raw_headers = self._headers
         request.body = self._body if not self._parts else b"".join((self._body, *self._parts))
         request.keep_alive = self._parser.should_keep_alive()
         # llhttp lets keep-alive win where an HTTP/1.0 client says both (RFC 9112 section 9.3: close wins).
@@ -310,8 +314,8 @@ class Connection(asyncio.BufferedProtocol):
         if call.batch is None:
             self._send_call(request, call)
             return
-        if not edge.may_block(call):
-            self._score_soon(request, call, call.batch)
+        if len(call.batch.values) <= edge.loop_rows:
+            self._score_soon(request, call, len(call.batch.values))
             return
         self._is_busy = True
         self._door.recorder.add_in_flight(1)
@@ -319,19 +323,19 @@ class Connection(asyncio.BufferedProtocol):
             self._door.scoring_pool.submit(edge.finish, call), lambda done: self._scored(request, call, done)
         )
 
-    def _score_soon(self, request: Request, call: Call, batch: Batch) -> None:
+    def _score_soon(self, request: Request, call: Call, rows: int) -> None:
         """On the loop: with the others of this turn, if there may be others."""
         door = self._door
         if door.ready_sockets == 1:
             self._send_call(request, self._edge.finish(call))
             return
-        if self._edge.is_too_long(door.batch_rows + len(batch.values)):
+        if door.batch_rows + rows > self._edge.loop_rows:
             door.score_batch()
         if not door.batch:
             self._loop.call_soon(door.score_batch)
         self._is_busy = True
         door.batch.append((self, request, call))
-        door.batch_rows += len(batch.values)
+        door.batch_rows += rows
 
     def send_scored(self, request: Request, call: Call) -> None:
         """The answer to a call of the batch, and to what waits behind it."""
@@ -450,11 +454,12 @@ class Connection(asyncio.BufferedProtocol):
         """After an answer that was made elsewhere: send it, answer what waits."""
         if self._transport.is_closing():
             return
-        self._next()
+        if self._waiting:
+            self._next()
+            self._resume_reading()
         self._set_deadline()
         if self._out:
             self._flush()
-        self._resume_reading()
 
     def _next(self) -> None:
         while self._waiting and not (self._is_busy or self._is_closing or self._is_paused):

@@ -358,7 +358,7 @@ class Recorder:
 
     @property
     def in_flight(self) -> float:
-        return float(self._row[Layout.IN_FLIGHT])
+        return self._row[Layout.IN_FLIGHT]
 
     @property
     def connections(self) -> float:

@@ -58,7 +58,3 @@ class Scorer:
         values = self.predictor.predict(np.concatenate([batch.values for batch in batches]))
         ends = list(accumulate(len(batch.values) for batch in batches))
         return [Scores(values[begin:end], self.identity) for begin, end in zip([0, *ends], ends, strict=False)]
-
-    def may_block(self, batch: Batch) -> bool:
-        """Whether predicting these rows would hold an event loop for too long."""
-        return len(batch.values) > self.predictor.loop_rows

@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from service.batch import Contract, Floats, Incoming
-from service.edge import COMPRESS_BYTES, REQUEST_ID, Call
+from service.edge import COMPRESS_BYTES, REQUEST_ID, Call, Edge
 from service.models import LoadedModel
 from service.predictor import Predictor
 from service.wire import ROUTES, Route
@@ -178,14 +178,10 @@ def test_without_a_model_scores_wait_and_probes_tell(iris: Example) -> None:
     assert world.client.post(PREDICT, data=BODIES[PREDICT]).status_code == 200
 
 
-def test_long_predictions_are_told_apart(world: World) -> None:
-    """A batch beyond what the loop may hold goes to a thread; a refused one never does."""
-    most = world.edge.scorer.predictor.loop_rows if world.edge.scorer else 0
-    short, long = (begin(world, V1, long_request(rows)) for rows in (1, most + 1))
-    assert most >= 1
-    assert not world.edge.may_block(short)
-    assert world.edge.may_block(long)
-    assert not world.edge.may_block(begin(world, V1, b"x" * 100_000))
+def test_the_edge_knows_how_many_rows_the_loop_may_score(world: World) -> None:
+    assert world.edge.scorer is not None
+    assert world.edge.loop_rows == world.edge.scorer.predictor.loop_rows >= 1
+    assert Edge(world.edge.settings, world.recorder, world.edge.log).loop_rows == 0
 
 
 def begin(world: World, path: str, body: bytes, **headers: str) -> Call:
