@@ -38,6 +38,7 @@ from service.logs import create_log
 from service.metrics import BOOTING, DRAINING, READY, Block, Recorder
 from service.models import load_model
 from service.settings import read_settings
+from service.stream import Stream
 
 STEP_BACK_SECONDS = 0.0015
 # A client whose idle connection we close may be sending at that moment; Gunicorn 27's own workers wait as long.
@@ -50,8 +51,9 @@ TICK_SECONDS = 0.25
 ACCEPT_PAUSE_SECONDS = 0.1
 
 
-class TimedSelector(selectors.DefaultSelector):
-    """A selector that measures the loop's turns, the time between two waits, and tells the door how many are ready."""
+class StreamSelector(selectors.DefaultSelector):
+    """Measures the loop's turns, the time between two waits; tells the door how many sockets are ready; hands streams
+    their events itself and leaves the rest to asyncio."""
 
     def __init__(self, recorder: Recorder, door: Door) -> None:
         super().__init__()
@@ -64,7 +66,14 @@ class TimedSelector(selectors.DefaultSelector):
         events = super().select(timeout)
         self._woke = perf_counter()
         self._door.ready_sockets = len(events)
-        return events
+        others = []
+        for event in events:
+            stream = event[0].data
+            if type(stream) is Stream:
+                stream.on_ready(event[1])
+            else:
+                others.append(event)
+        return others
 
 
 class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hints
@@ -87,7 +96,8 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
 
     def run(self) -> None:
         self.door = Door(self.edge, self.wsgi)
-        self.loop = asyncio.SelectorEventLoop(TimedSelector(self.recorder, self.door))
+        self.selector = StreamSelector(self.recorder, self.door)
+        self.loop = asyncio.SelectorEventLoop(self.selector)
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_until_complete(self._serve())
@@ -97,7 +107,7 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
     # The life of the worker.
 
     async def _serve(self) -> None:
-        self.acceptor = Acceptor(self.sockets, self.door, self.loop, self.cfg, self._is_crowded)
+        self.acceptor = Acceptor(self.sockets, self.door, self.loop, self.selector, self.cfg, self._is_crowded)
         self.stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self.loop.add_signal_handler(number, self._stop, number)
@@ -209,11 +219,18 @@ class Acceptor:
     """Accepts on the listeners that all workers share."""
 
     def __init__(
-        self, listeners: list[Any], door: Door, loop: asyncio.AbstractEventLoop, cfg: Any, is_crowded: Any
+        self,
+        listeners: list[Any],
+        door: Door,
+        loop: asyncio.AbstractEventLoop,
+        selector: selectors.BaseSelector,
+        cfg: Any,
+        is_crowded: Any,
     ) -> None:
         self._listeners: list[socket.socket] = [listener.sock for listener in listeners]
         self._door = door
         self._loop = loop
+        self._selector = selector
         self._max_connections = int(cfg.worker_connections)
         self._is_crowded = is_crowded
         self._tls: ssl.SSLContext | None = gunicorn_sock.ssl_context(cfg) if cfg.is_ssl else None
@@ -275,16 +292,19 @@ class Acceptor:
         # Answers are written whole: waiting for more to send would only add the client's delayed ACK (40 ms).
         with suppress(OSError):
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        task = self._loop.create_task(self._connect(client))
+        if self._tls is None:
+            Stream(client, Connection(self._door, self._loop), self._loop, self._selector, self._door.buffer)
+            return True
+        task = self._loop.create_task(self._shake_hands(client, self._tls))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return True
 
-    async def _connect(self, client: socket.socket) -> None:
+    async def _shake_hands(self, client: socket.socket, tls: ssl.SSLContext) -> None:
         create = partial(Connection, self._door, self._loop)
-        timeout = self._door.read_timeout_seconds if self._tls else None
+        timeout = self._door.read_timeout_seconds
         try:
-            await self._loop.connect_accepted_socket(create, client, ssl=self._tls, ssl_handshake_timeout=timeout)
+            await self._loop.connect_accepted_socket(create, client, ssl=tls, ssl_handshake_timeout=timeout)
         except (TimeoutError, OSError):
             # A handshake that failed: nothing was asked yet, so there is nobody to answer.
             client.close()
