@@ -67,11 +67,11 @@ class Stream(asyncio.Transport):
     # The selector's side.
 
     def on_ready(self, events: int) -> None:
-        """The socket can be read from, written to, or both."""
+        """The socket can be read from, written to, or both; or could be, when the selector last looked."""
         try:
-            if events & READ and not self._is_closing:
+            if events & self._events & READ:
                 self._receive()
-            if events & WRITE and self._unsent:
+            if events & self._events & WRITE:
                 self._send_rest()
         except Exception as error:  # the loop must outlive whatever goes wrong in one connection
             self.abort()

@@ -46,6 +46,8 @@ LATE_SECONDS = 2.0
 # Time for those who were accepted last to be read from: their requests are on their way or in the kernel.
 SETTLE_SECONDS = 0.1
 TICK_SECONDS = 0.25
+# Requests that are read in one turn of the loop are scored together at its end: the first waits for the last.
+TURN_SECONDS = 0.02
 
 # Out of file descriptors or memory: waiting costs less than failing in a loop.
 ACCEPT_PAUSE_SECONDS = 0.1
@@ -53,26 +55,39 @@ ACCEPT_PAUSE_SECONDS = 0.1
 
 class StreamSelector(selectors.DefaultSelector):
     """Measures the loop's turns, the time between two waits; tells the door how many sockets are ready; hands streams
-    their events itself and leaves the rest to asyncio."""
+    their events itself and leaves the rest to asyncio.
 
-    def __init__(self, recorder: Recorder, door: Door) -> None:
+    A turn hands out events for `turn_seconds` and leaves what remains to the next, which begins with it: however many
+    long requests have come, timers, finished threads and other sockets get their turn, and nobody starves.
+    """
+
+    def __init__(self, recorder: Recorder, door: Door, turn_seconds: float = TURN_SECONDS) -> None:
         super().__init__()
         self._recorder = recorder
         self._door = door
+        self._turn_seconds = turn_seconds
         self._woke = perf_counter()
+        self._left: list[tuple[selectors.SelectorKey, int]] = []
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self._recorder.observe_turn(perf_counter() - self._woke)
-        events = super().select(timeout)
+        left = self._left
+        events = left + super().select(0) if left else super().select(timeout)
+        self._left = []
         self._woke = perf_counter()
         self._door.ready_sockets = len(events)
+        deadline = self._woke + self._turn_seconds
         others = []
-        for event in events:
+        for position, event in enumerate(events, 1):
             stream = event[0].data
-            if type(stream) is Stream:
-                stream.on_ready(event[1])
-            else:
+            if type(stream) is not Stream:
                 others.append(event)
+                continue
+            stream.on_ready(event[1])
+            if perf_counter() > deadline:
+                self._left = [event for event in events[position:] if type(event[0].data) is Stream]
+                others += [event for event in events[position:] if type(event[0].data) is not Stream]
+                break
         return others
 
 

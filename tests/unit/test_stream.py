@@ -7,10 +7,16 @@ import selectors
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from service.door import Door
+from service.edge import ROUTE_LABELS
+from service.metrics import Block, Recorder
 from service.stream import HIGH_WATER, Stream
+from service.worker import StreamSelector
 
 
 class Selector(selectors.DefaultSelector):
@@ -211,3 +217,31 @@ def test_the_addresses_of_both_ends_are_known_until_the_socket_is_closed(world: 
     world.stream.abort()
     world.turn()
     assert world.stream.get_extra_info("peername", "gone") == "gone"
+
+
+def test_a_turn_that_is_too_long_leaves_the_rest_to_the_next_which_begins_with_it() -> None:
+    """With no time at all a turn serves one stream, and still each in its order."""
+    recorder = Recorder(Block(ROUTE_LABELS, slots=1), 0)
+    door = cast("Door", SimpleNamespace(ready_sockets=0))
+    selector = StreamSelector(recorder, door, turn_seconds=0)
+    loop = asyncio.SelectorEventLoop(selector)
+    buffer = memoryview(bytearray(4096))
+    clients, protocols = [], []
+    for _ in range(3):
+        client, server = socket.socketpair()
+        server.setblocking(False)
+        protocols.append(Protocol(buffer))
+        Stream(server, protocols[-1], loop, selector, buffer)
+        clients.append(client)
+    served = []
+    for _ in range(3):
+        for client in clients:
+            client.send(b"!")
+        selector.select(1)
+        served.append([protocol.data.count(b"!") for protocol in protocols])
+    assert [sum(map(bool, counts)) for counts in served] == [1, 2, 3]
+    for client in clients:
+        client.close()
+    loop.call_later(0.01, loop.stop)
+    loop.run_forever()
+    loop.close()
