@@ -7,13 +7,13 @@ before would flatter whoever branches. Before anything is timed, margins are com
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import xgboost
 from numpy.typing import NDArray
@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from benchmarks.errors import BenchmarkError
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.tables import create_table, three_digits
+from service.engine import Engine
 from service.ensemble import Ensemble
-from service.kernels import Engine
+from service.machine_code import MachineCode, load_code
+from service.packing import find_cache, kernel_cache
 
 Floats = NDArray[np.float32]
 
@@ -95,10 +97,10 @@ def train(case: Case) -> Any:
     return booster
 
 
-def measure(case: Case, rounds: int) -> list[Figure]:
+def measure(case: Case, rounds: int, code: MachineCode) -> list[Figure]:
     booster = train(case)
-    engine = Engine(Ensemble.from_ubjson(booster.save_raw("ubj")))
-    engine.measure_crossover()
+    engine = Engine(Ensemble.from_ubjson(booster.save_raw("ubj")), code)
+    engine.measure()
     values = make_values(case, 1000 + RING, seed=3)
     verify(case, engine, booster, values)
 
@@ -154,13 +156,14 @@ def render(figures: list[Figure]) -> str:
         for figure in figures
     ]
     table = create_table(["model", "rows a call", "µs a row", "XGBoost, µs a row", "ratio"], lines)
-    machine = f"{describe_machine()}; kernels for {numba.config.CPU_NAME or 'this CPU'}"
+    machine = f"{describe_machine()}; kernels for {os.environ.get('NUMBA_CPU_NAME', 'this CPU')}"
     versions = describe_versions(["xgboost-cpu", "xgboost", "numba", "numpy"])
     return f"## The kernels alone\n\n{machine}\n{versions}\n\n{table}"
 
 
 def run(rounds: int = 5) -> list[Figure]:
-    return [figure for case in CASES for figure in measure(case, rounds)]
+    code = load_code(kernel_cache(find_cache("")))
+    return [figure for case in CASES for figure in measure(case, rounds, code)]
 
 
 if __name__ == "__main__":

@@ -174,6 +174,13 @@ class Ensemble:
 
 ARRAYS = tuple(field.name for field in fields(Ensemble) if field.name != "meta")
 
+# What the kernels get to know of an ensemble and of what is wanted of it: trees from begin to end, a transformation, where
+# expf is, and of each array where it is and how many numbers it holds.
+PLAN = np.dtype(
+    [(name, np.int64) for name in ("features", "groups", "begin", "end", "transform", "expf")]
+    + [(name + suffix, np.int64) for name in ARRAYS for suffix in ("", "_size")]
+)
+
 
 # UBJSON as XGBoost writes it: lengths are always int64, arrays of numbers are typed, numbers are big-endian.
 

@@ -1,4 +1,4 @@
-"""Scores of an `Ensemble`: machine code made by numba, to the last bit what XGBoost gives a row that comes alone.
+"""Scores of an `Ensemble`, written for numba's compiler: to the last bit what XGBoost gives a row that comes alone.
 
 XGBoost starts a row at the base margin and adds one tree after the other, in float32 (`PredValueByOneTree` in its
 cpu_predictor.cc, 3.2). Both kernels here add in that order, so a row's bits do not depend on its company:
@@ -10,7 +10,11 @@ cpu_predictor.cc, 3.2). Both kernels here add in that order, so a row's bits do 
   language.
 
 Nothing may reorder or fuse the sums: no fastmath, hence no contraction to FMA. exp is the C library's expf, as in
-XGBoost, and known to LLVM only by an address, so that no vector library takes its place.
+XGBoost, and known only by an address, so that no vector library takes its place.
+
+Only the process that compiles imports this room (see `compiler`). What it exports takes int64s, most of them addresses,
+gives an int64 back, and needs nothing around it: no Python, no numba, no allocation, no error. Whoever calls it sees
+to it that the addresses are right.
 
 Tables are read flat and with unsigned indices: numba otherwise asks of each index whether it is negative, which makes
 the rows kernel five times slower.
@@ -18,19 +22,15 @@ the rows kernel five times slower.
 
 from __future__ import annotations
 
-import ctypes
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import llvmlite.binding
 import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 from numpy.typing import NDArray
 
 from service.ensemble import (
@@ -53,6 +53,7 @@ from service.ensemble import (
     LIMIT,
     MASK,
     OF,
+    PLAN,
     RECORD,
     RIGHT,
     ROOT,
@@ -64,7 +65,6 @@ from service.ensemble import (
     VALUE,
     WIDTH,
     WORD,
-    Ensemble,
     Floats,
     Ints,
 )
@@ -76,38 +76,89 @@ Number = Any
 # Rows that the blocks kernel takes at once, and numbers in a vector: eight vectors of masks stay in registers.
 BLOCK = 128
 LANES = 16
-# From this many rows on a block that is not full is filled up; see `Engine.measure_crossover`.
-CROSSOVER = 16
-
 # Of a row of the tables, read flat.
 TREE, SEGMENT, TEST, CODE = 5, 6, 3, 3
+# CPython's objects begin with a head; in numpy's arrays the address of the numbers follows it.
+ARRAY_HEAD = object.__basicsize__
 
-EXPF = "scorer_expf"
 MISSING_LEFT, MISSING_RIGHT = np.float32(-np.inf), np.float32(np.inf)
 ONE, ZERO = np.float32(1), np.float32(0)
 # `common::Sigmoid`: beyond this exp is infinite.
 STEEPEST = np.float32(88.7)
 
 
-def find_expf() -> int:
-    """Address of the C library's expf: the one that XGBoost calls, picked for this CPU by the loader."""
-    library = ctypes.CDLL("libm.so.6" if sys.platform == "linux" else None)
-    address = ctypes.cast(library.expf, ctypes.c_void_p).value
-    assert address is not None
-    return address
-
-
-llvmlite.binding.add_symbol(EXPF, find_expf())
-expf: Any = types.ExternalFunction(EXPF, types.float32(types.float32))
-
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False, "boundscheck": False}
-kernel: Callable[..., Any] = numba.njit(**OPTIONS)
-# What only kernels call: without a way in from Python, which would cost as long to compile as the function.
-INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-jit: Callable[..., Any] = numba.njit(**OPTIONS, **INNER)
+# Without numba's runtime nothing is counted or allocated, and without ways in from Python only the function itself is
+# compiled; `compiler` adds the way in for C.
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": False,
+    "boundscheck": False,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "_nrt": False,
+}
+jit: Callable[..., Any] = numba.njit(**OPTIONS)
 # Small functions inside the hot loops: LLVM would keep some of them apart, and all that they work on out of registers.
-inline: Callable[..., Any] = numba.njit(**OPTIONS, **INNER, forceinline=True)
+inline: Callable[..., Any] = numba.njit(**OPTIONS, forceinline=True)
 U = np.uint64
+
+
+# What lies at an address.
+
+
+def make_reader(kind: Any, aligned: bool = True) -> Any:
+    """A function from an address and a length to the array of these numbers that is there."""
+    array = types.Array(kind, 1, "C", aligned=aligned)
+
+    @intrinsic
+    def read_array(context: Any, address: Any, count: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            found = context.make_array(array)(context, builder)
+            size = context.get_constant(types.intp, kind.bitwidth // 8)
+            data = builder.inttoptr(args[0], context.get_data_type(kind).as_pointer())
+            populate_array(found, data=data, shape=[args[1]], strides=[size], itemsize=size, meminfo=None)
+            return found._getvalue()
+
+        return array(types.int64, types.int64), generate
+
+    return read_array
+
+
+floats_at = make_reader(types.float32)
+ints_at = make_reader(types.int32)
+words_at = make_reader(types.uint32)
+# Rows may be a view on a request's bytes, at any address.
+row_at = make_reader(types.float32, aligned=False)
+addresses_at = make_reader(types.int64)
+
+
+@intrinsic
+def plan_at(context: Any, address: Any) -> Any:
+    """The `PLAN` that is there."""
+    plan = numba.from_dtype(PLAN)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(plan))
+
+    return plan(types.int64), generate
+
+
+@intrinsic
+def call_expf(context: Any, address: Any, value: Any) -> Any:
+    """What the function at this address gives for a float32."""
+    kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()])
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1]])
+
+    return types.float32(types.int64, types.float32), generate
+
+
+@inline
+def data_of_array(array: int) -> Number:
+    """Where the numbers of a numpy array are, whose object is at this address (see `engine.verify_arrays`)."""
+    return addresses_at(array + ARRAY_HEAD, 1)[U(0)]
 
 
 @intrinsic
@@ -144,23 +195,18 @@ def code_of(value: np.float32, width: int) -> Number:
 
 
 @inline
-def walk_size(features: int, words: Words | None) -> int:
-    return 2 * features if words is None else 3 * features
-
-
-@inline
-def fill_walk(values: Floats, row: int, codes: Ints, words: Words | None, walk: Floats, offset: int) -> None:
+def fill_walk(row: Floats, codes: Ints, words: Words | None, walk: Floats, offset: int) -> None:
     """A row thrice: missing values as where they go left, then as where they go right, then the codes of categories."""
-    count = values.shape[1]
+    count = len(row)
     for i in range(count):
-        value = values[U(row), U(i)]
+        value = row[U(i)]
         is_missing = value != value
         walk[U(offset + i)] = MISSING_LEFT if is_missing else value
         walk[U(offset + count + i)] = MISSING_RIGHT if is_missing else value
     if words is not None:
         for k in range(0, len(codes), CODE):
             feature = codes[U(k + OF)]
-            code = code_of(values[U(row), U(feature)], codes[U(k + WIDTH)])
+            code = code_of(row[U(feature)], codes[U(k + WIDTH)])
             walk[U(offset + 2 * count + feature)] = to_float(np.int32(code))
 
 
@@ -250,20 +296,12 @@ def copy_to(source: Floats, target: Floats) -> None:
 def add_trees(nodes: Ints, trees: Ints, walk: Floats, begin: int, end: int, total: np.float32) -> np.float32:
     """The margin of one row: `total` and then a value from each tree, in order."""
     for first in range(begin, end, 8):
-        n0, n1, n2, n3, n4, n5, n6, n7 = walk_eight(nodes, None, trees, walk, first, end - 1)
-        total += value_of(nodes, n0)
-        if first + 8 <= end:
-            total += value_of(nodes, n1)
-            total += value_of(nodes, n2)
-            total += value_of(nodes, n3)
-            total += value_of(nodes, n4)
-            total += value_of(nodes, n5)
-            total += value_of(nodes, n6)
-            total += value_of(nodes, n7)
-        else:
-            leaves = (n1, n2, n3, n4, n5, n6, n7)
-            for k in range(end - first - 1):
-                total += value_of(nodes, leaves[k])
+        leaves = walk_eight(nodes, None, trees, walk, first, end - 1)
+        tree = first
+        for leaf in leaves:
+            if tree < end:
+                total += value_of(nodes, leaf)
+            tree += 1
     return total
 
 
@@ -271,9 +309,11 @@ def add_trees(nodes: Ints, trees: Ints, walk: Floats, begin: int, end: int, tota
 def add_trees_of_groups(nodes: Ints, trees: Ints, walk: Floats, begin: int, end: int, sums: Floats) -> None:
     """As `add_trees`, each tree to its output."""
     for first in range(begin, end, 8):
-        leaves = walk_eight(nodes, None, trees, walk, first, end - 1)
-        for k in range(min(8, end - first)):
-            sums[U(trees[U((first + k) * TREE + GROUP)])] += value_of(nodes, leaves[k])
+        tree = first
+        for leaf in walk_eight(nodes, None, trees, walk, first, end - 1):
+            if tree < end:
+                sums[U(trees[U(tree * TREE + GROUP)])] += value_of(nodes, leaf)
+            tree += 1
 
 
 @jit
@@ -282,69 +322,83 @@ def add_trees_of_any(
 ) -> None:
     """As `add_trees`, where leaves may hold several values and splits be by category."""
     for first in range(begin, end, 8):
-        leaves = walk_eight(nodes, words, trees, walk, first, end - 1)
-        for k in range(min(8, end - first)):
-            if len(vectors) == 0:
-                sums[U(trees[U((first + k) * TREE + GROUP)])] += value_of(nodes, leaves[k])
-            else:
-                row = U(nodes[leaves[k] + U(VALUE)])
-                for g in range(vectors.shape[1]):
-                    sums[U(g)] += vectors[row, U(g)]
+        tree = first
+        for leaf in walk_eight(nodes, words, trees, walk, first, end - 1):
+            if tree < end:
+                add_leaf(nodes, vectors, leaf, trees[U(tree * TREE + GROUP)], sums)
+            tree += 1
 
 
-@kernel
-def score_rows(
-    values: Floats, nodes: Ints, trees: Ints, base: Floats, begin: int, end: int, transform: int, sums: Floats
-) -> None:
+@inline
+def add_leaf(nodes: Ints, vectors: Floats, leaf: Number, group: int, sums: Floats) -> None:
+    if len(vectors) == 0:
+        sums[U(group)] += value_of(nodes, leaf)
+    else:
+        first = nodes[leaf + U(VALUE)] * len(sums)
+        for g in range(len(sums)):
+            sums[U(g)] += vectors[U(first + g)]
+
+
+def score_rows(plan: int, rows: int, count: int, sums: int, scratch: int) -> int:
     """The rows kernel, for trees with one value in a leaf and no splits by category.
 
-    Writes scores of float32 rows (rows, features) by the trees from begin to end into `sums` (rows, groups).
+    Writes scores of float32 rows (count, features) into `sums` (count, groups); `scratch` are floats for one walk. Rows,
+    sums and scratch are numpy arrays.
     """
-    walk = np.empty(walk_size(values.shape[1], None), np.float32)
-    for i in range(len(values)):
-        fill_walk(values, i, trees, None, walk, 0)
-        if len(base) == 1:
-            sums[i, 0] = add_trees(nodes, trees, walk, begin, end, base[0])
+    p = plan_at(plan)
+    nodes, trees = ints_at(p.nodes, p.nodes_size), ints_at(p.trees, p.trees_size)
+    base, walk = floats_at(p.base, p.groups), floats_at(data_of_array(scratch), 2 * p.features)
+    row, result = data_of_array(rows), data_of_array(sums)
+    for _ in range(count):
+        out = floats_at(result, p.groups)
+        fill_walk(row_at(row, p.features), trees, None, walk, 0)
+        if p.groups == 1:
+            out[0] = add_trees(nodes, trees, walk, p.begin, p.end, base[0])
         else:
-            copy_to(base, sums[i])
-            add_trees_of_groups(nodes, trees, walk, begin, end, sums[i])
-        transform_row(sums[i], transform)
+            copy_to(base, out)
+            add_trees_of_groups(nodes, trees, walk, p.begin, p.end, out)
+        transform_row(out, p.transform, p.expf)
+        row, result = row + 4 * p.features, result + 4 * p.groups
+    return 0
 
 
-@kernel
-def score_rows_of_any(
-    values: Floats,
-    nodes: Ints,
-    trees: Ints,
-    vectors: Floats,
-    codes: Ints,
-    words: Words,
-    base: Floats,
-    begin: int,
-    end: int,
-    transform: int,
-    sums: Floats,
-) -> None:
+def score_rows_of_any(plan: int, rows: int, count: int, sums: int, scratch: int) -> int:
     """As `score_rows`, for all trees."""
-    walk = np.empty(walk_size(values.shape[1], words), np.float32)
-    for i in range(len(values)):
-        fill_walk(values, i, codes, words, walk, 0)
-        copy_to(base, sums[i])
-        add_trees_of_any(nodes, words, trees, vectors, walk, begin, end, sums[i])
-        transform_row(sums[i], transform)
+    p = plan_at(plan)
+    nodes, trees = ints_at(p.nodes, p.nodes_size), ints_at(p.trees, p.trees_size)
+    codes, words = ints_at(p.codes, p.codes_size), words_at(p.words, p.words_size)
+    vectors, base = floats_at(p.vectors, p.vectors_size), floats_at(p.base, p.groups)
+    walk = floats_at(data_of_array(scratch), 3 * p.features)
+    row, result = data_of_array(rows), data_of_array(sums)
+    for _ in range(count):
+        out = floats_at(result, p.groups)
+        fill_walk(row_at(row, p.features), codes, words, walk, 0)
+        copy_to(base, out)
+        add_trees_of_any(nodes, words, trees, vectors, walk, p.begin, p.end, out)
+        transform_row(out, p.transform, p.expf)
+        row, result = row + 4 * p.features, result + 4 * p.groups
+    return 0
 
 
-@kernel
-def find_leaves(values: Floats, nodes: Ints, trees: Ints, codes: Ints, words: Words, end: int, leaves: Ints) -> None:
-    """Where each row ends in each tree, counted from the tree's root."""
-    walk = np.empty(walk_size(values.shape[1], words), np.float32)
-    for i in range(len(values)):
-        fill_walk(values, i, codes, words, walk, 0)
-        for first in range(0, end, 8):
-            found = walk_eight(nodes, words, trees, walk, first, end - 1)
-            for k in range(min(8, end - first)):
-                root = root_of(trees, U(first + k))
-                leaves[U(i), U(first + k)] = (found[k] - root) // U(RECORD)
+def find_leaves(plan: int, rows: int, count: int, leaves: int, scratch: int) -> int:
+    """Where each row ends in each tree up to the plan's end, counted from the tree's root: int32 (count, trees)."""
+    p = plan_at(plan)
+    nodes, trees = ints_at(p.nodes, p.nodes_size), ints_at(p.trees, p.trees_size)
+    codes, words = ints_at(p.codes, p.codes_size), words_at(p.words, p.words_size)
+    walk = floats_at(data_of_array(scratch), 3 * p.features)
+    row, found = data_of_array(rows), ints_at(data_of_array(leaves), count * p.end)
+    at = 0
+    for _ in range(count):
+        fill_walk(row_at(row, p.features), codes, words, walk, 0)
+        for first in range(0, p.end, 8):
+            tree = first
+            for leaf in walk_eight(nodes, words, trees, walk, first, p.end - 1):
+                if tree < p.end:
+                    found[U(at)] = (leaf - root_of(trees, U(tree))) // U(RECORD)
+                    at += 1
+                tree += 1
+        row += 4 * p.features
+    return 0
 
 
 # Many rows.
@@ -485,85 +539,94 @@ def count_words(width: int) -> int:
 
 
 @jit
-def fill_columns(values: Floats, row: int, codes: Ints, columns: Floats, place: int) -> None:
+def fill_columns(row: Floats, codes: Ints, columns: Floats, place: int) -> None:
     """A row as a column of a block; of a code only the bit in its word."""
-    for f in range(values.shape[1]):
-        columns[U(f * BLOCK + place)] = values[U(row), U(f)]
+    for f in range(len(row)):
+        columns[U(f * BLOCK + place)] = row[U(f)]
     for k in range(0, len(codes), CODE):
         width, column = codes[U(k + WIDTH)], codes[U(k + WORD)]
         if column >= 0:
-            code = code_of(values[U(row), U(codes[U(k + OF)])], width)
+            code = code_of(row[U(codes[U(k + OF)])], width)
             for j in range(count_words(width)):
                 bit = np.int32(1) << np.int32(code & 31) if code >> 5 == j else np.int32(0)
                 columns[U((column + j) * BLOCK + place)] = to_float(np.int32(bit))
 
 
-@jit
-def make_aligned(count: int) -> Floats:
-    """Zeros that begin where a cache line does: a vector across two of them is read twice."""
-    room = np.zeros(count + ALIGNMENT // 4, np.float32)
-    skipped = (-room.ctypes.data & (ALIGNMENT - 1)) >> 2
-    return room[skipped : skipped + count]
+@inline
+def width_of_walk(features: int, codes: Ints) -> int:
+    return 3 * features if len(codes) else 2 * features
 
 
-@kernel
-def score_blocks(
-    values: Floats,
-    nodes: Ints,
-    trees: Ints,
-    segments: Ints,
-    tests: Ints,
-    slot_values: Ints,
-    vectors: Floats,
-    codes: Ints,
-    words: Words,
-    base: Floats,
-    begin: int,
-    end: int,
-    transform: int,
-    sums: Floats,
-) -> None:
-    """The blocks kernel: the same scores as `score_rows`, of all trees. Trees without segments are walked."""
-    features, groups = values.shape[1], len(base)
-    columns = make_aligned(count_columns(features, codes) * BLOCK)
-    exits = make_aligned(BLOCK).view(np.int32)
-    places = make_aligned(BLOCK).view(np.int32)
-    totals = np.empty((groups, BLOCK), np.float32)
-    width = 3 * features if len(codes) else 2 * features
-    walks = np.zeros(width * BLOCK if count_walked(trees, begin, end) else 0, np.float32)
-    for start in range(0, len(values), BLOCK):
-        count = min(BLOCK, len(values) - start)
+def measure_block(plan: int) -> int:
+    """How many floats of scratch `score_blocks` needs."""
+    p = plan_at(plan)
+    trees, codes = ints_at(p.trees, p.trees_size), ints_at(p.codes, p.codes_size)
+    walk = width_of_walk(p.features, codes) if count_walked(trees, p.begin, p.end) else 0
+    return (count_columns(p.features, codes) + 2 + p.groups + walk) * BLOCK + ALIGNMENT // 4
+
+
+def count_block() -> int:
+    """How many rows a block has."""
+    return BLOCK
+
+
+def score_blocks(plan: int, rows: int, count: int, sums: int, scratch: int) -> int:
+    """The blocks kernel: the same scores as `score_rows`, of all trees. Trees without segments are walked.
+
+    `scratch` has as many floats as `measure_block` says, all zero: where the last block is not full, they are rows too.
+    """
+    p = plan_at(plan)
+    nodes, trees = ints_at(p.nodes, p.nodes_size), ints_at(p.trees, p.trees_size)
+    codes, words = ints_at(p.codes, p.codes_size), words_at(p.words, p.words_size)
+    segments, tests = ints_at(p.segments, p.segments_size), ints_at(p.tests, p.tests_size)
+    slots, vectors = ints_at(p.values, p.values_size), floats_at(p.vectors, p.vectors_size)
+    base, result = floats_at(p.base, p.groups), data_of_array(sums)
+    row, row_bytes, end = data_of_array(rows), 4 * p.features, data_of_array(rows) + 4 * p.features * count
+    # A vector across two cache lines is read twice: all parts of the scratch begin where a line does.
+    at = (data_of_array(scratch) + ALIGNMENT - 1) & -ALIGNMENT
+    exits, places = ints_at(at, BLOCK), ints_at(at + 4 * BLOCK, BLOCK)
+    totals = floats_at(at + 8 * BLOCK, p.groups * BLOCK)
+    columns = floats_at(at + (8 + 4 * p.groups) * BLOCK, count_columns(p.features, codes) * BLOCK)
+    width = width_of_walk(p.features, codes)
+    walks = floats_at(at + (8 + 4 * p.groups) * BLOCK + 4 * len(columns), width * BLOCK)
+    is_walked = count_walked(trees, p.begin, p.end) > 0
+    while row < end:
+        count = min(BLOCK, (end - row) // row_bytes)
         for i in range(count):
-            fill_columns(values, start + i, codes, columns, i)
-        if len(walks):
-            fill_walks(values, start, count, codes, words, walks, width)
-        for g in range(groups):
+            one = row_at(row + row_bytes * i, p.features)
+            fill_columns(one, codes, columns, i)
+            if is_walked:
+                fill_any_walk(one, codes, words, walks, width * i)
+        for g in range(p.groups):
             for i in range(BLOCK):
-                totals[U(g), U(i)] = base[U(g)]
-        for t in range(begin, end):
+                totals[U(g * BLOCK + i)] = base[U(g)]
+        for t in range(p.begin, p.end):
             first, last = trees[U(t * TREE + FIRST)], trees[U(t * TREE + LAST)]
             if first < last:
                 find_exits(columns, segments, tests, first, last, exits, places)
                 for i in range(BLOCK):
-                    places[U(i)] = slot_values[U(places[U(i)])]
+                    places[U(i)] = slots[U(places[U(i)])]
             elif len(codes):
                 walk_block(nodes, words, walks, width, root_of(trees, U(t)), trees[U(t * TREE + DEPTH)], places)
             else:
                 walk_block(nodes, None, walks, width, root_of(trees, U(t)), trees[U(t * TREE + DEPTH)], places)
-            add_values(places, vectors, totals, U(trees[U(t * TREE + GROUP)]))
+            add_values(places, vectors, totals, trees[U(t * TREE + GROUP)], p.groups)
         for i in range(count):
-            for g in range(groups):
-                sums[U(start + i), U(g)] = totals[U(g), U(i)]
-            transform_row(sums[start + i], transform)
+            out = floats_at(result, p.groups)
+            for g in range(p.groups):
+                out[U(g)] = totals[U(g * BLOCK + i)]
+            transform_row(out, p.transform, p.expf)
+            result += 4 * p.groups
+        row += row_bytes * count
+    return 0
 
 
 @jit
-def fill_walks(values: Floats, start: int, count: int, codes: Ints, words: Words, walks: Floats, width: int) -> None:
-    for i in range(count):
-        if len(codes):
-            fill_walk(values, start + i, codes, words, walks, width * i)
-        else:
-            fill_walk(values, start + i, codes, None, walks, width * i)
+def fill_any_walk(row: Floats, codes: Ints, words: Words, walks: Floats, offset: int) -> None:
+    if len(codes):
+        fill_walk(row, codes, words, walks, offset)
+    else:
+        fill_walk(row, codes, None, walks, offset)
 
 
 @jit
@@ -584,244 +647,77 @@ def walk_block(
         at, w = U(i * width), U(width)
         offsets = (at, at + w, at + U(2) * w, at + U(3) * w, at + U(4) * w, at + U(5) * w, at + U(6) * w, at + U(7) * w)
         leaves = descend(nodes, words, walks, depth, offsets, (root, root, root, root, root, root, root, root))
-        for k in range(8):
-            places[U(i + k)] = nodes[leaves[k] + U(VALUE)]
+        for leaf in leaves:
+            places[U(i)] = nodes[leaf + U(VALUE)]
+            i += 1
 
 
 @jit
-def add_values(values: Ints, vectors: Floats, totals: Floats, group: int) -> None:
+def add_values(values: Ints, vectors: Floats, totals: Floats, group: int, groups: int) -> None:
     """Add to each row of a block what its leaf holds."""
     if len(vectors) == 0:
         for i in range(BLOCK):
-            totals[group, U(i)] += to_float(values[U(i)])
+            totals[U(group * BLOCK + i)] += to_float(values[U(i)])
     else:
         for i in range(BLOCK):
-            for g in range(vectors.shape[1]):
-                totals[U(g), U(i)] += vectors[U(values[U(i)]), U(g)]
+            for g in range(groups):
+                totals[U(g * BLOCK + i)] += vectors[U(values[U(i)] * groups + g)]
 
 
 # From margins to scores.
 
 
 @jit
-def transform_row(row: Floats, transform: int) -> None:
-    """`ObjFunction::PredTransform` of XGBoost 3.2 in place, all but argmax."""
+def transform_row(row: Floats, transform: int, expf: int) -> None:
+    """`ObjFunction::PredTransform` of XGBoost 3.2 in place; of argmax the class, at the first place."""
     if transform == SIGMOID:
         for k in range(len(row)):
-            steep = -row[k]
+            steep = -row[U(k)]
             # XGBoost adds 1e-16 as well, which changes nothing beside the one.
-            row[k] = ONE / (expf(STEEPEST if steep > STEEPEST else steep) + ONE)
+            row[U(k)] = ONE / (call_expf(expf, STEEPEST if steep > STEEPEST else steep) + ONE)
     elif transform == SOFTMAX:
-        apply_softmax(row)
+        apply_softmax(row, expf)
     elif transform == EXP:
         for k in range(len(row)):
-            row[k] = expf(row[k])
+            row[U(k)] = call_expf(expf, row[U(k)])
     elif transform == STEP:
         for k in range(len(row)):
-            row[k] = ONE if row[k] > ZERO else ZERO
+            row[U(k)] = ONE if row[U(k)] > ZERO else ZERO
+    elif transform == ARGMAX:
+        row[0] = np.float32(find_largest(row))
 
 
 @jit
-def apply_softmax(row: Floats) -> None:
+def apply_softmax(row: Floats, expf: int) -> None:
     """`common::Softmax`: the sum is a double, all else float."""
     largest = row[0]
     for k in range(1, len(row)):
-        largest = max(largest, row[k])
+        largest = max(largest, row[U(k)])
     total = 0.0
     for k in range(len(row)):
-        row[k] = expf(row[k] - largest)
-        total += np.float64(row[k])
+        row[U(k)] = call_expf(expf, row[U(k)] - largest)
+        total += np.float64(row[U(k)])
     divisor = np.float32(total)
     for k in range(len(row)):
-        row[k] /= divisor
+        row[U(k)] /= divisor
 
 
-@kernel
-def find_largest(sums: Floats, classes: Floats) -> None:
-    """The class with the largest margin, the first of equals."""
-    for i in range(len(sums)):
-        best = 0
-        for k in range(1, sums.shape[1]):
-            if sums[i, k] > sums[i, best]:
-                best = k
-        classes[i] = np.float32(best)
+@jit
+def find_largest(row: Floats) -> int:
+    """The first of the largest."""
+    best = 0
+    for k in range(1, len(row)):
+        if row[U(k)] > row[U(best)]:
+            best = k
+    return best
 
 
-# Compiling.
-
-
-def make_signatures() -> dict[Any, Any]:
-    """What each kernel is called with. Rows may be a view on a request's bytes: read-only, and at any address."""
-    rows = types.Array(types.float32, 2, "C", readonly=True, aligned=False)
-    table = types.Array(types.int32, 1, "C", readonly=True)
-    words = types.Array(types.uint32, 1, "C", readonly=True)
-    base = types.Array(types.float32, 1, "C", readonly=True)
-    vectors = types.Array(types.float32, 2, "C", readonly=True)
-    sums, classes = types.float32[:, ::1], types.float32[::1]
-    n = types.intp
-    return {
-        score_rows: types.void(rows, table, table, base, n, n, n, sums),
-        score_rows_of_any: types.void(rows, table, table, vectors, table, words, base, n, n, n, sums),
-        score_blocks: types.void(rows, table, table, table, table, table, vectors, table, words, base, n, n, n, sums),
-        find_leaves: types.void(rows, table, table, table, words, n, types.int32[:, ::1]),
-        find_largest: types.void(sums, classes),
-    }
-
-
-def compile_kernels(cache: Path | None = None) -> None:
-    """Compile all kernels for this CPU, once; later calls do nothing. About five seconds, or 0.2 from the cache.
-
-    `cache` is a folder that numba may write to and that outlives the process; its files are keyed by CPU and by this
-    file's time of change. After this nothing is compiled any more: an array of another type raises TypeError instead
-    of stopping a request for seconds.
-    """
-    if cache is not None:
-        numba.config.CACHE_DIR = str(cache)
-    for function, signature in make_signatures().items():
-        if function.signatures:
-            continue
-        if cache is not None:
-            function.enable_caching()
-        function.compile(signature)
-        function.disable_compile()
-
-
-class Engine:
-    """One packed model, ready to score on the calling thread; nothing in it changes, so threads may share it.
-
-    `values` are float32 rows (rows, features), NaN where a value is missing; anything else raises ValueError.
-    `rounds` are the first and the last but one boosting round to use, as `iteration_range` of `Booster.predict`:
-    (0, 0) is all.
-    """
-
-    def __init__(self, ensemble: Ensemble, crossover: int = CROSSOVER) -> None:
-        compile_kernels()
-        self.ensemble = ensemble
-        self.crossover = crossover
-        self._features, self._groups = ensemble.meta.features, ensemble.meta.groups
-        self._all = (0, ensemble.meta.trees)
-        flat = {name: freeze(array) for name, array in ensemble.arrays().items()}
-        self._nodes, self._trees, self._words = flat["nodes"], flat["trees"], flat["words"]
-        self._codes, self._base = flat["codes"], flat["base"]
-        self._segments, self._tests, self._values = flat["segments"], flat["tests"], flat["values"]
-        self._vectors = ensemble.vectors.view()
-        self._vectors.setflags(write=False)
-        self._is_plain = not ensemble.meta.has_sets and not len(ensemble.vectors)
-
-    def predict(self, values: Floats, rounds: tuple[int, int] | None = None) -> Floats:
-        """Scores in the shape that `Booster.predict` gives: (rows,), or (rows, outputs) when there are several."""
-        transform = self.ensemble.meta.transform
-        sums = self._score(values, rounds, transform)
-        if transform == ARGMAX:
-            classes = np.empty(len(sums), np.float32)
-            find_largest(sums, classes)
-            return classes
-        return sums.reshape(-1) if self._groups == 1 else sums
-
-    def margins(self, values: Floats, rounds: tuple[int, int] | None = None) -> Floats:
-        """Sums before the objective's transformation, (rows, groups) also for one group."""
-        return self._score(values, rounds, 0)
-
-    def leaves(self, values: Floats, rounds: tuple[int, int] | None = None) -> Ints:
-        """Node that each row ends in, (rows, trees), as `pred_leaf` numbers them; rounds must begin at 0."""
-        begin, end = self._find_trees(rounds)
-        if begin:
-            raise ValueError("leaves are found from the first round on")
-        values = self._verify(values)
-        found = np.empty((len(values), end), np.int32)
-        find_leaves(values, self._nodes, self._trees, self._codes, self._words, end, found)
-        return found
-
-    def _find_trees(self, rounds: tuple[int, int] | None) -> tuple[int, int]:
-        if rounds is None:
-            return self._all
-        bounds = self.ensemble.rounds
-        first, last = rounds
-        last = last or len(bounds) - 1
-        if not 0 <= first <= last < len(bounds):
-            raise ValueError(f"rounds {rounds} of a model with {len(bounds) - 1}")
-        return int(bounds[first]), int(bounds[last])
-
-    def _verify(self, values: Floats) -> Floats:
-        """The kernels do not look: another width would be read past the end."""
-        if values.ndim != 2 or values.shape[1] != self._features or values.dtype != np.float32:
-            raise ValueError(f"expected float32 rows of {self._features} values")
-        return values if values.flags.c_contiguous else np.ascontiguousarray(values)
-
-    def _score(self, values: Floats, rounds: tuple[int, int] | None, transform: int) -> Floats:
-        values = self._verify(values)
-        begin, end = self._find_trees(rounds)
-        count = len(values)
-        sums = np.empty((count, self._groups), np.float32)
-        if count < self.crossover:
-            self._score_rows(values, begin, end, transform, sums)
-            return sums
-        rest = count % BLOCK
-        blocked = count if rest >= self.crossover else count - rest
-        self._score_blocks(values[:blocked], begin, end, transform, sums[:blocked])
-        if blocked < count:
-            self._score_rows(values[blocked:], begin, end, transform, sums[blocked:])
-        return sums
-
-    def _score_rows(self, values: Floats, begin: int, end: int, transform: int, sums: Floats) -> None:
-        if self._is_plain:
-            score_rows(values, self._nodes, self._trees, self._base, begin, end, transform, sums)
-        else:
-            score_rows_of_any(
-                values,
-                self._nodes,
-                self._trees,
-                self._vectors,
-                self._codes,
-                self._words,
-                self._base,
-                begin,
-                end,
-                transform,
-                sums,
-            )
-
-    def _score_blocks(self, values: Floats, begin: int, end: int, transform: int, sums: Floats) -> None:
-        score_blocks(
-            values,
-            self._nodes,
-            self._trees,
-            self._segments,
-            self._tests,
-            self._values,
-            self._vectors,
-            self._codes,
-            self._words,
-            self._base,
-            begin,
-            end,
-            transform,
-            sums,
-        )
-
-    def measure_crossover(self) -> int:
-        """Set the number of rows from which a block is faster than as many single rows, and return it.
-
-        Takes the time of about ten blocks. Scores do not depend on it.
-        """
-        rows = np.random.default_rng(0).normal(size=(BLOCK, self._features)).astype(np.float32)
-        block = self._time(self._score_blocks, rows)
-        row = self._time(self._score_rows, rows[:16]) / 16
-        self.crossover = max(2, min(BLOCK, round(block / row)))
-        return self.crossover
-
-    def _time(self, score: Callable[[Floats, int, int, int, Floats], None], rows: Floats) -> float:
-        sums = np.empty((len(rows), self._groups), np.float32)
-        best = np.inf
-        for _ in range(5):
-            began = time.perf_counter()
-            score(rows, *self._all, 0, sums)
-            best = min(best, time.perf_counter() - began)
-        return best
-
-
-def freeze(array: NDArray[Any]) -> NDArray[Any]:
-    """A flat view, read-only as the kernels were compiled for."""
-    flat = array.reshape(-1)
-    flat.setflags(write=False)
-    return flat
+# What C may call: int64s in, an int64 out. A new function only has to be named here.
+EXPORTED: tuple[Callable[..., int], ...] = (
+    score_rows,
+    score_rows_of_any,
+    score_blocks,
+    find_leaves,
+    measure_block,
+    count_block,
+)

@@ -26,9 +26,10 @@ from service.edge import ROUTE_LABELS
 from service.errors import StartError
 from service.logs import create_log
 from service.machine import ControlGroup, default_workers
+from service.machine_code import load_code
 from service.metrics import Block
 from service.models import find_file
-from service.packing import compile_kernels, find_cache, kernel_cache, prepare, verify_cache
+from service.packing import find_cache, kernel_cache, prepare, verify_cache
 from service.settings import Settings, read_settings
 
 
@@ -117,16 +118,16 @@ def create_block(arbiter: Any) -> None:
     arbiter.scorer_block.head[Block.EXPECTED] = arbiter.cfg.workers
     arbiter.scorer_group = ControlGroup()
     arbiter.scorer_oom_kills = arbiter.scorer_group.oom_kills()
-    load_kernels(arbiter)
+    compile_kernels(arbiter)
 
 
-def load_kernels(arbiter: Any) -> None:
-    """Machine code for all workers. Where it cannot be made, they find that out themselves and XGBoost serves."""
+def compile_kernels(arbiter: Any) -> None:
+    """So that no worker has to. Where it cannot be done, they find that out themselves and XGBoost serves."""
     settings = read_settings(os.environ)
     try:
         cache = find_cache(settings.cache_dir)
         verify_cache(cache)
-        compile_kernels(kernel_cache(cache))
+        load_code(kernel_cache(cache))
     except Exception as error:  # whatever the compiler says
         arbiter.log.error("the kernels cannot be compiled: %s", str(error).partition("\n")[0])
 

@@ -22,12 +22,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from service.artifact import ModelFile, read_model_file
 from service.batch import Contract, Floats
+from service.engine import Engine
 from service.ensemble import (
     FORMAT,
     OF,
@@ -40,10 +40,8 @@ from service.ensemble import (
     write_synced,
 )
 from service.errors import ModelFileError
+from service.machine_code import load_code
 from service.predictor import BoosterPredictor, PackedPredictor
-
-if TYPE_CHECKING:
-    from service.kernels import Engine
 
 # Ours, of the folder: raise it when packed.json or the comparison changes.
 LAYOUT = 1
@@ -70,8 +68,8 @@ class Packed:
         """The packed trees, mapped, and the kernels; raises whatever stands in the way of them."""
         if self.contract is None:
             raise PackedModelError(self.reason)
-        compile_kernels(kernel_cache(self.folder.parent))
-        return PackedPredictor(read_ensemble(self.folder / "ensemble"), self.contract)
+        code = load_code(kernel_cache(self.folder.parent))
+        return PackedPredictor(read_ensemble(self.folder / "ensemble"), self.contract, code)
 
 
 def kernel_cache(cache: Path) -> Path:
@@ -137,14 +135,6 @@ def run_packing(file: ModelFile, folder: Path) -> None:
         raise ModelFileError((done.stderr.strip().splitlines() or [f"{file.path}: packing failed"])[-1])
 
 
-def compile_kernels(cache: Path) -> None:
-    """Machine code for this CPU, kept in a folder; numba is imported only now, where it is needed."""
-    from service import kernels
-
-    cache.mkdir(parents=True, exist_ok=True)
-    kernels.compile_kernels(cache)
-
-
 # In the throw-away process.
 
 
@@ -191,11 +181,8 @@ def write_packed(folder: Path, contract: Contract, reason: str) -> None:
 
 def find_differences(ensemble: Ensemble, predictor: BoosterPredictor, folder: Path) -> Iterator[str]:
     """Every way in which the packed form differs from XGBoost; none if all is well."""
-    from service.kernels import Engine
-
     try:
-        compile_kernels(kernel_cache(folder.parent))
-        engine = Engine(read_ensemble(folder / "ensemble"))
+        engine = Engine(read_ensemble(folder / "ensemble"), load_code(kernel_cache(folder.parent)))
         rows = make_rows(ensemble)
         yield from compare_leaves(engine, predictor, rows)
         yield from compare_margins(engine, predictor, rows)

@@ -16,8 +16,10 @@ import numpy as np
 
 from service.artifact import ModelFile
 from service.batch import Contract, Floats
+from service.engine import Engine
 from service.ensemble import Ensemble, Ints
 from service.errors import ModelFileError
+from service.machine_code import MachineCode
 
 if TYPE_CHECKING:
     import xgboost
@@ -50,11 +52,9 @@ class PackedPredictor:
     engine = "packed"
     reason = ""
 
-    def __init__(self, ensemble: Ensemble, contract: Contract) -> None:
-        from service.kernels import Engine
-
-        engine = Engine(ensemble)
-        engine.measure_crossover()
+    def __init__(self, ensemble: Ensemble, contract: Contract, code: MachineCode) -> None:
+        engine = Engine(ensemble, code)
+        engine.measure()
         self.contract = contract
         self._predict = engine.predict
         self.loop_rows = measure_loop_rows(self)

@@ -30,14 +30,16 @@ def scores_of(server: RunningServer) -> list[float]:
 
 
 def test_workers_serve_the_packed_form_without_xgboost(tmp_path: Path) -> None:
-    """No process of the server has XGBoost loaded, the master has one thread, and the model is in memory once."""
+    """No process of the server has XGBoost or a compiler loaded, the master has one thread, and the model is in memory
+    once."""
     cache = str(tmp_path / "cache")
     with running_server(None, WEB_CONCURRENCY="4", SCORER_MODEL=str(CANCER), SCORER_CACHE_DIR=cache) as server:
         assert engine_of(server) == "packed"
         assert np.array_equal(np.array(scores_of(server), np.float32), np.array(GOLDEN["scores"], np.float32))
         assert server.total("scorer_model_info", engine="packed") == 4
         maps = {pid: Path(f"/proc/{pid}/maps").read_text() for pid in [server.pid, *server.workers()]}
-        assert not [pid for pid, text in maps.items() if "libxgboost" in text or "libgomp" in text]
+        libraries = ("libxgboost", "libgomp", "libllvmlite", "numba")
+        assert not [pid for pid, text in maps.items() for library in libraries if library in text]
         mapped = {
             line.split()[-1] for pid in server.workers() for line in maps[pid].splitlines() if "nodes.npy" in line
         }
@@ -81,6 +83,25 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path: Path) -> Non
     with running_server(None, SCORER_MODEL=str(CANCER), SCORER_CACHE_DIR=str(cache)) as server:
         assert engine_of(server) == "xgboost"
         assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["a flipped byte", "cut off", "empty", "gone"])
+def test_machine_code_that_is_not_whole_is_compiled_again(tmp_path: Path, damage: str) -> None:
+    cache = tmp_path / "cache"
+    settings = {"SCORER_MODEL": str(CANCER), "SCORER_CACHE_DIR": str(cache)}
+    with running_server(None, **settings) as server:
+        first = scores_of(server)
+    (file,) = cache.rglob("*.code")
+    whole = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        flipped = whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:]
+        file.write_bytes({"a flipped byte": flipped, "cut off": whole[:-4096], "empty": b""}[damage])
+    with running_server(None, **settings) as server:
+        assert engine_of(server) == "packed"
+        assert scores_of(server) == first
+    assert file.read_bytes() == whole
 
 
 @pytest.mark.parametrize("name", ["nodes.npy", "manifest.json"])

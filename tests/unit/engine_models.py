@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 import xgboost
 from numpy.typing import NDArray
 
+from service.engine import Engine
 from service.ensemble import Ensemble
-from service.kernels import Engine
+from service.machine_code import MachineCode, load_code
+from service.packing import find_cache, kernel_cache
 
 Floats = NDArray[np.float32]
 Labels = Callable[[np.random.Generator, NDArray[np.float64]], Any]
@@ -168,7 +171,13 @@ def set_label(matrix: Any, objective: str, label: Any) -> None:
 
 def make_sample(booster: Any, types: list[str], categories: int = 0) -> Sample:
     booster.set_param({"nthread": 1})
-    return Sample(booster, types, categories, Engine(Ensemble.from_ubjson(booster.save_raw("ubj"))))
+    return Sample(booster, types, categories, Engine(Ensemble.from_ubjson(booster.save_raw("ubj")), compiled_code()))
+
+
+@functools.cache
+def compiled_code() -> MachineCode:
+    """The kernels as they will serve, from the cache that the server would use."""
+    return load_code(kernel_cache(find_cache("")))
 
 
 def predict_alone(sample: Sample, rows: Floats, **options: Any) -> Floats:

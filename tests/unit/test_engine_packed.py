@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xgboost
 
+from service.engine import Engine
 from service.ensemble import (
     EXITS,
     MANIFEST,
@@ -21,8 +22,7 @@ from service.ensemble import (
     read_ubjson,
     write_ensemble,
 )
-from service.kernels import Engine
-from tests.unit.engine_models import KINDS, bits, make_rows, train
+from tests.unit.engine_models import KINDS, bits, compiled_code, make_rows, train
 
 
 def document_of(name: str, seed: int = 4) -> Any:
@@ -153,8 +153,8 @@ def test_what_is_written_is_read_and_scores_the_same(name: str, tmp_path: Path) 
     assert read.meta == sample.engine.ensemble.meta
     assert not read.nodes.flags.writeable
     rows = make_rows(sample, 200, seed=1)
-    assert (bits(Engine(read).predict(rows)) == bits(sample.engine.predict(rows))).all()
-    assert (bits(Engine(read).predict(rows[:1])) == bits(sample.engine.predict(rows[:1]))).all()
+    assert (bits(Engine(read, compiled_code()).predict(rows)) == bits(sample.engine.predict(rows))).all()
+    assert (bits(Engine(read, compiled_code()).predict(rows[:1])) == bits(sample.engine.predict(rows[:1]))).all()
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 

@@ -15,7 +15,6 @@ import xgboost
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.kernels import BLOCK
 from tests.unit.engine_models import (
     KINDS,
     Floats,
@@ -63,14 +62,14 @@ def verify_batches(sample: Sample, rows: Floats, count: int, margins: Floats, sc
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_model_scores_as_booster_predict(name: str) -> None:
     sample = train(KINDS[name], seed=len(name))
-    verify_truth(sample, make_rows(sample, 2 * BLOCK + 30, seed=1), checked=60)
+    verify_truth(sample, make_rows(sample, 2 * sample.engine.block + 30, seed=1), checked=60)
 
 
 @settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
 @given(name=st.sampled_from(sorted(KINDS)), seed=st.integers(0, 2**32 - 1))
 def test_generated_models_score_as_booster_predict(name: str, seed: int) -> None:
     sample = train(KINDS[name], seed)
-    verify_truth(sample, make_rows(sample, BLOCK + 40, seed), checked=20)
+    verify_truth(sample, make_rows(sample, sample.engine.block + 40, seed), checked=20)
 
 
 @pytest.mark.long
@@ -82,15 +81,15 @@ def test_two_hundred_generated_models_with_a_thousand_rows_each(name: str, seed:
     verify_truth(sample, make_rows(sample, 1000, seed), checked=1000)
 
 
-@pytest.mark.parametrize("crossover", [2, BLOCK])
+@pytest.mark.parametrize("crossover", [2, 10**6])
 @pytest.mark.parametrize("name", ["logistic", "partition", "vector", "forest-softprob", "by-leaf", "most-categories"])
 def test_both_kernels_give_the_same_bits(name: str, crossover: int) -> None:
     """Whichever kernel the number of rows chooses."""
     sample = train(KINDS[name], seed=5)
-    rows = make_rows(sample, BLOCK + 50, seed=2)
+    rows = make_rows(sample, sample.engine.block + 50, seed=2)
     expected = sample.engine.predict(rows)
     sample.engine.crossover = crossover
-    for count in (1, 3, 50, BLOCK - 1, BLOCK, BLOCK + 1, len(rows)):
+    for count in (1, 3, 50, sample.engine.block - 1, sample.engine.block, sample.engine.block + 1, len(rows)):
         assert (bits(sample.engine.predict(rows[:count])) == bits(expected[:count])).all()
 
 
@@ -154,13 +153,13 @@ def test_large_models_score_as_booster_predict(name: str) -> None:
     features, rounds, params, rows = LARGE[name]
     label = binary if "objective" in params else real
     sample = grow(features, rounds, params, rows, label)
-    verify_truth(sample, make_rows(sample, BLOCK + 20, seed=6), checked=30)
+    verify_truth(sample, make_rows(sample, sample.engine.block + 20, seed=6), checked=30)
 
 
 def test_rows_may_be_read_only_unaligned_or_strided() -> None:
     """Rows may be a view on a request's bytes, wherever they begin; they are not written to."""
     sample = train(KINDS["logistic"], seed=8)
-    rows = make_rows(sample, 2 * BLOCK, seed=3)
+    rows = make_rows(sample, 2 * sample.engine.block, seed=3)
     expected = bits(sample.engine.predict(rows))
     shifted = np.frombuffer(b"x" + rows.tobytes(), np.uint8)[1:].view(np.float32).reshape(rows.shape)
     assert not shifted.flags.aligned

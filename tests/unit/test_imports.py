@@ -23,8 +23,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
     5: ("edge",),
     4: ("scoring",),
     3: ("models", "packing"),
-    2: ("predictor", "drift", "scrape"),
-    1: ("artifact", "metrics", "logs", "head", "wire", "kernels", "ensemble", "auth"),
+    2: ("predictor", "drift", "scrape", "engine", "compiler"),
+    1: ("artifact", "metrics", "logs", "head", "wire", "kernels", "ensemble", "auth", "machine_code", "elf"),
     0: ("errors", "settings", "batch", "machine"),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -32,6 +32,8 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 NEIGHBOURS = {
     ("models", "packing"): "a model is packed before it is loaded",
     ("kernels", "ensemble"): "the arrays that the kernels walk",
+    ("machine_code", "ensemble"): "how files are written that outlive a crash",
+    ("predictor", "engine"): "whoever scores by the packed form needs it, and nobody else",
     ("settings", "errors"): "faults in the settings are errors",
     ("worker", "app"): "the worker serves the application",
     ("master", "app"): "so do Gunicorn's own workers, which have it loaded for them",
