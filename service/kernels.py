@@ -217,13 +217,14 @@ def step(nodes: Ints, words: Words | None, walk: Floats, offset: int, node: Numb
     if words is None:
         goes_right = not walk[U(offset) + U(feature)] < to_float(threshold)
     else:
-        # Both kinds of split are worked out for every node: that is cheaper than a branch that nobody can predict.
-        is_set = feature < 0
-        value = walk[U(offset) + U(-1 - feature if is_set else feature)]
+        # Both kinds of split are worked out for every node, and one masked away: nobody can predict a branch, and of a
+        # choice (`a if is_set else b`) LLVM makes one. -1 - feature is feature ^ -1.
+        is_set = feature >> np.int32(31)
+        value = walk[U(offset) + U(feature ^ is_set)]
         code = to_bits(value)
-        word = words[U(threshold + (code >> 5) if is_set else 0)]
-        is_in_set = (word >> np.uint32(code & 31)) & np.uint32(1) != 0
-        goes_right = is_in_set if is_set else not value < to_float(threshold)
+        word = words[U((threshold + (code >> np.int32(5))) & is_set)]
+        is_in_set = (word >> np.uint32(code & 31)) & np.uint32(is_set & 1)
+        goes_right = (is_in_set | (np.uint32(not value < to_float(threshold)) & np.uint32(~is_set))) != 0
     return U(nodes[node + U(CHILD)]) + (U(RECORD) if goes_right else U(0))
 
 
