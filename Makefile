@@ -6,10 +6,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --requir
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long test-pythons test-clients image-test bench bench-kernels lint format requirements clean
+.PHONY: help install serve test test-long test-pythons test-clients image-test bench bench-peers bench-kernels bench-kernel-peers bench-scaling lint format requirements clean
 
 help: ## List the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.server ## Install the server into .venv
 
@@ -69,12 +69,37 @@ $(VENV)/.bench: requirements/bench.txt $(VENV)/.server
 	$(PIP) -r requirements/bench.txt
 	@touch $@
 
-bench: $(VENV)/.bench ## Compare speed and memory with what people run instead (Linux, four minutes)
-	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -qy --no-install-recommends wrk; } || { echo "wrk is missing: apt-get install wrk (Debian, Ubuntu), dnf install wrk (Fedora)"; exit 1; }
-	$(BIN)/python -m benchmarks
+# What Debian has and Python has not.
+define need
+	@command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -qy --no-install-recommends $(2); } || { echo "$(1) is missing: apt-get install $(2) (Debian, Ubuntu)"; exit 1; }
+endef
 
-bench-kernels: $(VENV)/.bench ## Time the kernels alone against XGBoost (two minutes)
-	$(BIN)/python -m benchmarks kernels
+# Each peer in an environment of its own. Without dependencies: the lock has them all, but for what it leaves out on purpose.
+.PRECIOUS: .venv-bench-%/.bench
+.venv-bench-%/.bench: requirements/bench-%.txt
+	$(PYTHON) -m venv .venv-bench-$*
+	.venv-bench-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	@touch $@
+
+bench: $(VENV)/.bench ## Compare speed and memory with what people write instead (Linux, four minutes)
+	$(call need,wrk,wrk)
+	$(BIN)/python -m benchmarks serving $(BENCH)
+
+bench-peers: $(VENV)/.bench .venv-bench-kserve/.bench .venv-bench-mlserver/.bench bench-kernel-peers ## Compare with KServe's server and MLServer, and the kernels with other libraries (twelve minutes)
+	$(call need,wrk,wrk)
+	$(BIN)/python -m benchmarks peers $(BENCH)
+	$(BIN)/python -m benchmarks.chart
+
+bench-kernels: $(VENV)/.bench ## Time the kernels alone against XGBoost, for AVX-512 and AVX2 (four minutes)
+	$(BIN)/python -m benchmarks kernels $(BENCH)
+
+bench-kernel-peers: $(VENV)/.bench .venv-bench-treelite/.bench .venv-bench-onnx/.bench .venv-bench-onedal/.bench ## Time the kernels against Treelite, ONNX Runtime and oneDAL
+	$(BIN)/python -m benchmarks kernel-peers $(BENCH)
+
+bench-scaling: $(VENV)/.bench ## Show what more rows, trees, features, connections and workers cost (eight minutes)
+	$(call need,wrk,wrk)
+	$(call need,nginx,nginx-light)
+	$(BIN)/python -m benchmarks scaling --seconds 1 $(BENCH)
 
 lint: $(VENV)/.test ## Check style and types
 	$(BIN)/ruff check .
@@ -94,6 +119,11 @@ requirements: ## Lock the dependencies of pyproject.toml anew (needs uv)
 	for client in kserve triton; do \
 	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    requirements/clients-$$client.in -o requirements/clients-$$client.txt; \
+	done
+	for peer in kserve mlserver treelite onnx onedal; do \
+	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	    --no-emit-package xgboost --no-emit-package nvidia-nccl-cu12 \
+	    requirements/bench-$$peer.in -o requirements/bench-$$peer.txt; \
 	done
 
 clean: ## Remove what the other verbs made

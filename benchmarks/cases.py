@@ -16,12 +16,16 @@ Read = Callable[[Answer], Floats]
 
 @dataclass(frozen=True)
 class Contender:
-    """One line of a case's table. `read` gets the scores out of an answer; None where there are none."""
+    """One line of a case's table. `read` gets the scores out of an answer; None where there are none.
+
+    `counterpart` is the label of our own answer to the same question, where a table compares each with its own.
+    """
 
     label: str
     server: str
     request: Request
     read: Read | None
+    counterpart: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Case:
 
 FLASK = "plain Flask, gthread"
 UVICORN = "uvicorn, raw ASGI"
+V1, V2, BINARY = "xgboost-server, V1", "xgboost-server, V2", "xgboost-server, V2 binary"
+JSON = {"Content-Type": "application/json"}
 RIVALS = (("Flask", FLASK), ("uvicorn", UVICORN))
 LIVEZ = "xgboost-server, /livez"
 
@@ -77,20 +83,36 @@ def create_cases() -> tuple[Case, ...]:
 
 
 def json_contenders(rows: Floats) -> tuple[Contender, ...]:
-    body = encode_json(rows)
-    headers = {"Content-Type": "application/json"}
-    simple = Request("/predict", body, headers)
-    v1 = Request(f"/v1/models/{MODEL_NAME}:predict", body, headers)
+    simple = Request("/predict", encode_json(rows), JSON)
     return (
-        Contender("xgboost-server, V1", "ours", v1, json_reader("predictions")),
+        v1_contender(V1, "ours", rows),
         Contender("xgboost-server, /predict", "ours", simple, json_reader("prediction")),
-        Contender(UVICORN, "uvicorn", simple, json_reader("predictions")),
-        Contender(FLASK, "flask", simple, json_reader("predictions")),
+        *rival_contenders(rows),
     )
 
 
-def binary_contender(rows: Floats) -> Contender:
-    """Open Inference Protocol V2 with binary tensors both ways, as tritonclient asks for them."""
+def rival_contenders(rows: Floats) -> tuple[Contender, ...]:
+    request = Request("/predict", encode_json(rows), JSON)
+    return (
+        Contender(UVICORN, "uvicorn", request, json_reader("predictions"), V1),
+        Contender(FLASK, "flask", request, json_reader("predictions"), V1),
+    )
+
+
+def v1_contender(label: str, server: str, rows: Floats) -> Contender:
+    request = Request(f"/v1/models/{MODEL_NAME}:predict", encode_json(rows), JSON)
+    return Contender(label, server, request, json_reader("predictions"), V1)
+
+
+def v2_contender(label: str, server: str, rows: Floats) -> Contender:
+    """Open Inference Protocol V2 in JSON: one tensor, its values in one list."""
+    tensor = {"name": "input-0", "shape": rows.shape, "datatype": "FP32", "data": rows.reshape(-1)}
+    body = orjson.dumps({"inputs": [tensor]}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Contender(label, server, Request(f"/v2/models/{MODEL_NAME}/infer", body, JSON), read_tensor, V2)
+
+
+def binary_contender(rows: Floats, label: str = BINARY, server: str = "ours") -> Contender:
+    """V2 with binary tensors both ways, as tritonclient asks for them."""
     values = rows.astype("<f4").tobytes()
     tensor = {
         "name": "input-0",
@@ -101,7 +123,7 @@ def binary_contender(rows: Floats) -> Contender:
     head = orjson.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}})
     headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
     request = Request(f"/v2/models/{MODEL_NAME}/infer", head + values, headers)
-    return Contender("xgboost-server, V2 binary", "ours", request, read_binary)
+    return Contender(label, server, request, read_binary, BINARY)
 
 
 def livez(label: str, server: str) -> Contender:
@@ -118,6 +140,10 @@ def json_reader(key: str) -> Read:
         return np.asarray(orjson.loads(answer.body)[key], dtype=np.float32).reshape(-1)
 
     return read
+
+
+def read_tensor(answer: Answer) -> Floats:
+    return np.asarray(orjson.loads(answer.body)["outputs"][0]["data"], dtype=np.float32).reshape(-1)
 
 
 def read_binary(answer: Answer) -> Floats:

@@ -40,13 +40,13 @@ def wrk_version() -> str:
     return first.removeprefix("wrk ").strip()
 
 
-def send(port: int, request: Request, *, connections: int, seconds: int) -> Burst:
+def send(port: int, request: Request, connections: int, seconds: int, scheme: str = "http") -> Burst:
     """Load one server for so many seconds, as fast as it answers."""
     with tempfile.NamedTemporaryFile(prefix="bench-request-") as file:
         file.write(request.to_bytes())
         file.flush()
         shape = ["-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={TIMEOUT_SECONDS}s"]
-        command = ["wrk", *shape, "-s", str(SCRIPT), f"http://127.0.0.1:{port}/", "--", file.name]
+        command = ["wrk", *shape, "-s", str(SCRIPT), f"{scheme}://127.0.0.1:{port}/", "--", file.name]
         run = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 3 * TIMEOUT_SECONDS)
     report = run.stdout.rstrip().rpartition("\n")[2]
     if run.returncode or not report.startswith("{"):

@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 import psutil
+
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
+# Run by the interpreter in question.
+ASK_VERSIONS = """
+import platform, sys
+from importlib import metadata
+here = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
+named = [f"{name} {here[name]}" for name in sys.argv[1:] if name in here]
+print(", ".join([f"Python {platform.python_version()}", *named]))
+"""
 
 
 def describe_machine() -> str:
@@ -23,15 +34,14 @@ def cpu_model() -> str:
     return named.group(1) if named else platform.machine()
 
 
-def describe_versions(packages: Sequence[str]) -> str:
-    versions = [f"Python {platform.python_version()}"]
-    versions += [f"{package} {version}" for package in packages if (version := installed_version(package))]
-    return ", ".join(versions)
+def widest_vectors() -> str:
+    """What machine code for this CPU may use; another architecture is called by its name."""
+    flags = re.search(r"^flags\s*:(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    known = set(flags.group(1).split()) if flags else set()
+    return next((name for flag, name in VECTORS.items() if flag in known), platform.machine())
 
 
-def installed_version(package: str) -> str:
-    """Empty when the package is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
+def describe_versions(packages: Sequence[str], python: str = sys.executable) -> str:
+    """Of the interpreter and of what is installed for it; what is not is left out."""
+    asked = subprocess.run([python, "-c", ASK_VERSIONS, *packages], capture_output=True, text=True, check=True)
+    return asked.stdout.strip()

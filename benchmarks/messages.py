@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from benchmarks.errors import BenchmarkError
 
+TIMEOUT_SECONDS = 10.0
 # What NGINX ingress controllers hand on beside the caller's own headers.
 INGRESS_HEADERS = {
     "Host": "cancer.models.example.com",
@@ -26,16 +29,21 @@ INGRESS_HEADERS = {
 }
 
 
+# What a caller's own client sends.
+CALLER_HEADERS = {name: INGRESS_HEADERS[name] for name in ("Host", "User-Agent", "Accept")}
+
+
 @dataclass(frozen=True)
 class Request:
-    """A request; its body makes it a POST."""
+    """A request; its body makes it a POST. `hop` are the headers of whoever sends it besides its own."""
 
     path: str
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    hop: Mapping[str, str] = field(default_factory=lambda: INGRESS_HEADERS)
 
     def to_bytes(self) -> bytes:
-        headers = {**INGRESS_HEADERS, **self.headers}
+        headers = {**self.hop, **self.headers}
         if self.body:
             headers["Content-Length"] = str(len(self.body))
         method = "POST" if self.body else "GET"
@@ -51,9 +59,12 @@ class Answer:
     body: bytes
 
 
-def exchange(port: int, request: Request, timeout_seconds: float = 10.0) -> Answer:
+def exchange(port: int, request: Request, tls: ssl.SSLContext | None = None) -> Answer:
     """The answer to one request on a connection of its own; OSError where nobody listens."""
-    with socket.create_connection(("127.0.0.1", port), timeout=timeout_seconds) as connection:
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT_SECONDS))
+        if tls:
+            connection = stack.enter_context(tls.wrap_socket(connection, server_hostname=request.hop["Host"]))
         connection.sendall(request.to_bytes())
         response = http.client.HTTPResponse(connection)
         try:

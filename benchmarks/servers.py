@@ -27,10 +27,11 @@ from benchmarks.errors import BenchmarkError
 
 # Every server starts here: in the root of the project Gunicorn would give the rival our own gunicorn.conf.py.
 RIVALS = Path(__file__).resolve().with_name("rivals")
+PROJECT = RIVALS.parents[1]
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 # Settings of the shell that would change a server unseen.
-FOREIGN = ("SCORER_", "GUNICORN_", "UVICORN_", "WEB_CONCURRENCY", "OMP_", "PYTHON")
+FOREIGN = ("SCORER_", "GUNICORN_", "UVICORN_", "MLSERVER_", "NUMBA_", "WEB_CONCURRENCY", "OMP_", "PYTHON")
 
 # A control socket is for operators; two servers of one user would fight over its file.
 GTHREAD = (
@@ -41,6 +42,11 @@ GTHREAD = (
 UVICORN = (
     *("--host", "127.0.0.1", "--port", "{port}", "--workers", "1", "--loop", "uvloop", "--http", "httptools"),
     *("--no-access-log", "--no-proxy-headers", "--no-server-header", "--no-date-header", "--lifespan", "off"),
+)
+# No gRPC and no log line for each request, which takes 7 % off its CPU (kserve 0.21, one row).
+KSERVE = (
+    *("--model_name", workload.MODEL_NAME, "--http_port", "{port}", "--workers", "1"),
+    *("--enable_grpc", "false", "--enable_latency_logging", "false"),
 )
 
 
@@ -79,20 +85,56 @@ class Memory:
 def create_servers(model: Path, ours: Path) -> tuple[Server, ...]:
     """Ours, the two rivals and the two floors; every one with one worker."""
     python = (sys.executable, "-m")
-    settings = {
-        "SCORER_MODEL": str(model),
-        "SCORER_MODEL_NAME": workload.MODEL_NAME,
-        "SCORER_PORT": "{port}",
-        "WEB_CONCURRENCY": "1",
-    }
     rival = {"MODEL": str(model)}
     return (
-        Server("ours", (str(ours.absolute()), "serve"), settings),
+        create_ours(model, ours),
         Server("flask", (*python, "gunicorn", *GTHREAD, "flask_app:app"), rival),
         Server("uvicorn", (*python, "uvicorn", *UVICORN, "uvicorn_app:app"), rival),
         Server("bare", (*python, "bare_protocol", "{port}", "asyncio")),
         Server("bare uvloop", (*python, "bare_protocol", "{port}", "uvloop")),
     )
+
+
+def create_ours(model: Path, ours: Path, workers: int = 1, cache: Path | None = None) -> Server:
+    """Without a cache folder it uses its own, as anybody's does."""
+    settings = {
+        "SCORER_MODEL": str(model),
+        "SCORER_MODEL_NAME": workload.MODEL_NAME,
+        "SCORER_PORT": "{port}",
+        "WEB_CONCURRENCY": str(workers),
+    }
+    if cache:
+        settings["SCORER_CACHE_DIR"] = str(cache)
+    return Server("ours", (str(ours.absolute()), "serve"), settings)
+
+
+def create_peers(model: Path) -> tuple[Server, ...]:
+    """Servers that people install, each in an environment of its own."""
+    # MLServer scores in its own process: its default pool of one worker costs more, and with uvloop 0.23 its workers
+    # stop as they start ("There is no current event loop", mlserver 1.7.1).
+    mlserver = {
+        "MLSERVER_HOST": "127.0.0.1",
+        "MLSERVER_HTTP_PORT": "{port}",
+        "MLSERVER_GRPC_PORT": str(free_port()),
+        "MLSERVER_METRICS_PORT": str(free_port()),
+        "MLSERVER_PARALLEL_WORKERS": "0",
+        "MLSERVER_DEBUG": "false",
+        "MLSERVER_MODEL_NAME": workload.MODEL_NAME,
+        "MLSERVER_MODEL_IMPLEMENTATION": "mlserver_xgboost.XGBoostModel",
+        "MLSERVER_MODEL_URI": str(model),
+    }
+    return (
+        Server("kserve", (find_python("kserve"), "kserve_app.py", *KSERVE, "--model_file", str(model))),
+        Server("mlserver", (str(Path(find_python("mlserver")).with_name("mlserver")), "start", "."), mlserver),
+    )
+
+
+def find_python(environment: str) -> str:
+    """The interpreter of an environment that the Makefile makes."""
+    python = PROJECT / f".venv-bench-{environment}" / "bin" / "python"
+    if not python.exists():
+        raise BenchmarkError(f"{python} is missing: make bench-peers and make bench-kernels install it")
+    return str(python)
 
 
 def choose_cores() -> Cores:
@@ -108,13 +150,18 @@ def choose_cores() -> Cores:
 class Process:
     """One server while it runs."""
 
-    def __init__(self, server: Server, core: int) -> None:
+    def __init__(self, server: Server, *cores: int) -> None:
         self.name = server.name
         self.port = free_port()
         self.log = tempfile.TemporaryFile(prefix="bench-log-")  # noqa: SIM115  # closed by stop()
         self.started = time.perf_counter()
         self.popen = subprocess.Popen(
-            ["taskset", "--cpu-list", str(core), *(part.format(port=self.port) for part in server.command)],
+            [
+                "taskset",
+                "--cpu-list",
+                ",".join(map(str, cores)),
+                *(part.format(port=self.port) for part in server.command),
+            ],
             cwd=RIVALS,
             env=self.environment(server),
             stdin=subprocess.DEVNULL,
@@ -154,11 +201,16 @@ class Process:
             cpu_seconds=sum(time.user + time.system for time in times),
         )
 
-    def memory(self) -> Memory:
+    def memories(self) -> list[Memory]:
+        """Of each process, the first one first."""
         sizes = [process.memory_full_info() for process in self.tree()]
+        return [Memory(size.pss, size.uss, 1) for size in sizes]
+
+    def memory(self) -> Memory:
+        sizes = self.memories()
         return Memory(
-            pss_bytes=sum(size.pss for size in sizes),
-            uss_bytes=sum(size.uss for size in sizes),
+            pss_bytes=sum(size.pss_bytes for size in sizes),
+            uss_bytes=sum(size.uss_bytes for size in sizes),
             processes=len(sizes),
         )
 
@@ -174,8 +226,8 @@ class Process:
 
 
 @contextlib.contextmanager
-def running(server: Server, core: int) -> Iterator[Process]:
-    process = Process(server, core)
+def running(server: Server, *cores: int) -> Iterator[Process]:
+    process = Process(server, *cores)
     try:
         yield process
     finally:

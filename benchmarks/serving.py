@@ -21,10 +21,11 @@ import numpy as np
 from benchmarks import load, workload
 from benchmarks.cases import Case, Contender, create_cases, narrow
 from benchmarks.errors import BenchmarkError
-from benchmarks.messages import exchange
+from benchmarks.messages import Request, exchange
 from benchmarks.servers import Cores, Memory, Process, Server, choose_cores, create_servers, on_core, running
+from benchmarks.workload import Floats
 
-# The wires write a float32 with different digits, and DMatrix may differ from inplace_predict by an ulp.
+# Of the largest score. Wires write a float32 with different digits; DMatrix may differ from inplace_predict by an ulp.
 TOLERANCE = 1e-6
 WARM_UP_SECONDS = 1
 
@@ -32,14 +33,13 @@ WARM_UP_SECONDS = 1
 @dataclass(frozen=True)
 class Options:
     ours: Path
-    servers: tuple[str, ...]
     rounds: int
     seconds: int
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One round of one contender, or the medians of several; `busy` is the share of its core."""
+    """One round of one load, or the medians of several; `busy` is the share of the servers' core."""
 
     requests: float
     requests_per_second: float
@@ -47,6 +47,19 @@ class Figures:
     busy: float
     p50_us: float
     p99_us: float
+    upstream_cpu_us: float = 0.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """A request for one server, over and over; `upstream` is whom that server asks in turn."""
+
+    label: str
+    process: Process
+    request: Request
+    connections: int
+    scheme: str = "http"
+    upstream: Process | None = None
 
 
 @dataclass(frozen=True)
@@ -67,13 +80,17 @@ class Results:
     other_load: float
 
 
-def run(options: Options) -> Results:
+def run_all(options: Options, names: Sequence[str]) -> Results:
+    """The part "serving", with these servers alone."""
+    servers = [server for server in create_servers(workload.read_model(), options.ours) if server.name in names]
+    return run(narrow(create_cases(), names), servers, options)
+
+
+def run(cases: Sequence[Case], servers: Sequence[Server], options: Options) -> Results:
     load.verify_wrk()
     other_load = os.getloadavg()[0]
     cores = choose_cores()
     model = workload.read_model()
-    cases = narrow(create_cases(), options.servers)
-    servers = [server for server in create_servers(model, options.ours) if server.name in options.servers]
     with contextlib.ExitStack() as stack:
         stack.enter_context(on_core(cores.load))
         read_ahead(servers, cases, cores)
@@ -86,7 +103,7 @@ def run(options: Options) -> Results:
         figures = tuple(measure_case(case, processes, options) for case in cases)
         verify_answers(cases, processes, model)
         upkeep = {name: Upkeep(ready_seconds[name], process.memory()) for name, process in processes.items()}
-    return Results(cases, figures, upkeep, other_load)
+    return Results(tuple(cases), figures, upkeep, other_load)
 
 
 def read_ahead(servers: Sequence[Server], cases: Sequence[Case], cores: Cores) -> None:
@@ -109,54 +126,69 @@ def verify_answers(cases: Sequence[Case], processes: Mapping[str, Process], mode
     for case in cases:
         truth = workload.predict(model, case.rows)
         for contender in case.contenders:
-            answer = exchange(processes[contender.server].port, contender.request)
-            if answer.status != 200:
-                body = answer.body[:500].decode(errors="replace")
-                raise BenchmarkError(f"{contender.label}, {case.title}: status {answer.status}, {body}")
-            if contender.read is None:
-                continue
-            scores = contender.read(answer)
-            if scores.shape != truth.shape or not np.allclose(scores, truth, rtol=TOLERANCE, atol=TOLERANCE):
-                raise BenchmarkError(f"{contender.label}, {case.title}: the scores are not those of XGBoost")
+            verify_answer(contender, processes[contender.server].port, truth, f"{contender.label}, {case.title}")
+
+
+def verify_answer(contender: Contender, port: int, truth: Floats, place: str) -> None:
+    answer = exchange(port, contender.request)
+    if answer.status != 200:
+        raise BenchmarkError(f"{place}: status {answer.status}, {answer.body[:500].decode(errors='replace')}")
+    if contender.read is None:
+        return
+    scores = contender.read(answer)
+    tolerance = TOLERANCE * max(1.0, float(np.abs(truth).max()))
+    if scores.shape != truth.shape or not np.allclose(scores, truth, rtol=0, atol=tolerance):
+        raise BenchmarkError(f"{place}: the scores are not those of XGBoost")
 
 
 def measure_case(case: Case, processes: Mapping[str, Process], options: Options) -> Mapping[str, Figures]:
     print(f"\n{case.title}", flush=True)
-    for contender in case.contenders:
-        measure_round(case, contender, processes[contender.server], WARM_UP_SECONDS)
-    rounds: dict[str, list[Figures]] = {contender.label: [] for contender in case.contenders}
+    loads = [
+        Load(contender.label, processes[contender.server], contender.request, case.connections)
+        for contender in case.contenders
+    ]
+    figures = measure_in_turns(loads, options)
+    return {contender.label: own for contender, own in zip(case.contenders, figures, strict=True)}
+
+
+def measure_in_turns(loads: Sequence[Load], options: Options) -> list[Figures]:
+    """The medians of each one's rounds."""
+    for load_ in loads:
+        measure_round(load_, WARM_UP_SECONDS)
+    rounds = []
     for number in range(1, options.rounds + 1):
-        for contender in case.contenders:
-            figures = measure_round(case, contender, processes[contender.server], options.seconds)
-            rounds[contender.label].append(figures)
+        rounds.append([measure_round(load_, options.seconds) for load_ in loads])
+        for load_, figures in zip(loads, rounds[-1], strict=True):
             print(
-                f"  round {number}  {contender.label:28}"
+                f"  round {number}  {load_.label:36}"
                 f"{figures.requests_per_second:10,.0f} requests/s {figures.cpu_us:10,.1f} µs CPU",
                 flush=True,
             )
-    return {label: median(measured) for label, measured in rounds.items()}
+    return [median(own) for own in zip(*rounds, strict=True)]
 
 
-def measure_round(case: Case, contender: Contender, process: Process, seconds: int) -> Figures:
-    before, started = process.usage(), time.perf_counter()
-    burst = load.send(process.port, contender.request, connections=case.connections, seconds=seconds)
-    elapsed, after = time.perf_counter() - started, process.usage()
-    place = f"{contender.label}, {case.title}"
+def measure_round(load_: Load, seconds: int) -> Figures:
+    before, started = load_.process.usage(), time.perf_counter()
+    upstream = load_.upstream.usage() if load_.upstream else None
+    burst = load.send(load_.process.port, load_.request, load_.connections, seconds, load_.scheme)
+    elapsed, after = time.perf_counter() - started, load_.process.usage()
     if burst.refused or burst.broken or not burst.requests:
         raise BenchmarkError(
-            f"{place}: of {burst.requests} requests {burst.refused} were refused"
-            f" and {burst.broken} had no answer; figures of such a run mean nothing\n{process.last_lines()}"
+            f"{load_.label}: of {burst.requests} requests {burst.refused} were refused"
+            f" and {burst.broken} had no answer; figures of such a run mean nothing\n{load_.process.last_lines()}"
         )
     if before.pids != after.pids:
-        raise BenchmarkError(f"{place}: a process of the server came or went\n{process.last_lines()}")
+        raise BenchmarkError(f"{load_.label}: a process of the server came or went\n{load_.process.last_lines()}")
     cpu_seconds = after.cpu_seconds - before.cpu_seconds
+    upstream_seconds = load_.upstream.usage().cpu_seconds - upstream.cpu_seconds if load_.upstream and upstream else 0.0
     return Figures(
         requests=burst.requests,
         requests_per_second=burst.requests / burst.microseconds * 1e6,
         cpu_us=cpu_seconds / burst.requests * 1e6,
-        busy=cpu_seconds / elapsed,
+        busy=(cpu_seconds + upstream_seconds) / elapsed,
         p50_us=burst.p50_us,
         p99_us=burst.p99_us,
+        upstream_cpu_us=upstream_seconds / burst.requests * 1e6,
     )
 
 

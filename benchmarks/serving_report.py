@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
 
 from benchmarks import load, workload
 from benchmarks.cases import Case
 from benchmarks.machine import describe_machine, describe_versions
+from benchmarks.results import Section
 from benchmarks.serving import Figures, Options, Results
 from benchmarks.tables import create_table, three_digits
 
@@ -24,31 +27,37 @@ PACKAGES = (
     "httptools",
     "orjson",
 )
+READING = """\
+"× Flask" is how many times as many requests/s as plain Flask (with one connection: how many times as short a
+p50), "CPU × Flask" how many times less CPU a request."""
 # Below this share of its core a loaded server was waiting for the load.
 SATURATED = 0.95
 
 
-def render(results: Results, options: Options) -> str:
+def render(results: Results, options: Options) -> Section:
     cases = [render_case(case, figures) for case, figures in zip(results.cases, results.figures, strict=True)]
-    return "\n\n".join(["## Serving", render_setting(results, options), *cases, render_upkeep(results)])
+    setting = f"{render_setting(results, options, 'serving')}\n\n{READING}"
+    text = "\n\n".join(["## Serving", setting, *cases, render_upkeep(results)])
+    return Section(text, collect(results))
 
 
-def render_setting(results: Results, options: Options) -> str:
+def collect(results: Results) -> dict[str, Any]:
+    """The figures by the title of the case and the label of the contender, and what each server costs to keep."""
+    cases = zip(results.cases, results.figures, strict=True)
+    return {
+        "cases": {case.title: {label: asdict(own) for label, own in figures.items()} for case, figures in cases},
+        "upkeep": {name: asdict(upkeep) for name, upkeep in results.upkeep.items()},
+    }
+
+
+def render_setting(results: Results, options: Options, part: str) -> str:
     return f"""\
 - {datetime.date.today().isoformat()}, {describe_machine()}; load average before the run {results.other_load:.1f}
 - {describe_versions(PACKAGES)}, wrk {load.wrk_version()}
-- model: {workload.TREES} trees of depth {workload.DEPTH}, {workload.FEATURES} features; every server's scores
-  were compared with those of XGBoost, before and after
+- model: {workload.USUAL}; every server's scores were compared with those of XGBoost, before and after
 - one worker on one core, the load on another; medians of {options.rounds} rounds of {options.seconds} s,
   servers in turns; no answer other than 2xx
-- command: `{command(options)}`
-
-"× Flask" is how many times as many requests/s as plain Flask (with one connection: how many times as short a
-p50), "CPU × Flask" how many times less CPU a request."""
-
-
-def command(options: Options) -> str:
-    return f"python -m benchmarks serving --rounds {options.rounds} --seconds {options.seconds}"
+- command: `python -m benchmarks {part} --rounds {options.rounds} --seconds {options.seconds}`"""
 
 
 def render_case(case: Case, figures: Mapping[str, Figures]) -> str:

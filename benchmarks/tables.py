@@ -1,17 +1,8 @@
-"""Figures as text: tables that read well on a terminal and in markdown alike, and results.md."""
+"""Figures as text that reads well on a terminal and in markdown alike."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from pathlib import Path
-
-RESULTS = Path(__file__).with_name("results.md")
-INTRODUCTION = """\
-# Benchmark results
-
-Written by `make bench`; each part rewrites its own section. How to read them: [README.md](README.md).
-"""
 
 
 def create_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -31,12 +22,3 @@ def three_digits(value: float) -> str:
     """Three significant digits and no exponent: 41.2, 7,850, 0.684. More would be noise."""
     rounded = float(f"{value:.3g}")
     return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:#.3g}"
-
-
-def write_section(part: str, text: str, path: Path = RESULTS) -> None:
-    """Put this part's section in the place of its last one, or at the end."""
-    section = f"<!-- {part} -->\n{text.strip()}\n<!-- end of {part} -->\n"
-    written = path.read_text() if path.exists() else INTRODUCTION
-    former = re.compile(rf"<!-- {part} -->\n.*?<!-- end of {part} -->\n", re.DOTALL)
-    written, replaced = former.subn(lambda _: section, written)
-    path.write_text(written if replaced else f"{written}\n{section}")
