@@ -1,39 +1,47 @@
-"""The kernels alone against `Booster.inplace_predict`, one thread each, in one process: `python -m benchmarks.kernels`.
+"""Parts "kernels" and "kernel-peers": trees scored without a server around them, one thread, one core.
 
-Both sides take turns, round by round, so that a slow moment of the machine falls on both; a figure is the median of the
-rounds, each the mean of as many calls as fit. Calls go through a ring of inputs: a branch predictor that has seen a row
-before would flatter whoever branches. Before anything is timed, margins are compared with XGBoost's.
+Ours and XGBoost's `inplace_predict`, and in the second part the libraries that people compile or convert their models for.
+Each is a process in the environment it is installed in (engines/), and they take turns, round by round, so that a slow
+moment of the machine falls on all; a figure is the median of the rounds, each the mean of as many calls as fit. Before
+anything is timed, scores are compared with XGBoost's, bit by bit.
+
+On a CPU with AVX-512 our kernels are also compiled for one that has only AVX2 (Haswell), with a cache of their own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import shutil
 import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xgboost
 from numpy.typing import NDArray
 
+from benchmarks.engines.drill import MOST_ROWS, RING, SAYS, Report
 from benchmarks.errors import BenchmarkError
-from benchmarks.machine import describe_machine, describe_versions
-from benchmarks.tables import create_table, three_digits
-from service.engine import Engine
-from service.ensemble import Ensemble
-from service.machine_code import MachineCode, load_code
-from service.packing import find_cache, kernel_cache
+from benchmarks.machine import widest_vectors
+from benchmarks.servers import FOREIGN, PROJECT, choose_cores, find_python, on_core
 
 Floats = NDArray[np.float32]
 
 FEATURES = 30
 TRAINING_ROWS = 20_000
 MISSING = 0.1
-# Inputs that calls go through in turn.
-RING = 64
-ROUND_SECONDS = 0.1
+ROWS_A_CALL = (1, 10, 100, 1000)
+# Beyond this a library scores something else than XGBoost, and its speed says nothing; scores are of the order of 10.
+TOLERANCE = 1e-4
+# "" leaves the features to LLVM: those of the named CPU. Unset they would be those of this one (numba 0.68).
+NARROWED = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""}
 
 
 @dataclass(frozen=True)
@@ -60,16 +68,175 @@ CASES = (
     Case("one-hot categories, depth 6", 300, {"max_depth": 6, "max_cat_to_onehot": 99}, categories=12),
     Case("partitioned categories, depth 6", 300, {"max_depth": 6, "max_cat_to_onehot": 1}, categories=40),
 )
+# Those that every library can read.
+PEER_CASES = CASES[:3]
 
 
 @dataclass(frozen=True)
-class Figure:
-    """Microseconds a row, ours and XGBoost's."""
+class Engine:
+    """How to start one: a module of engines/, an interpreter, what is special in its environment and arguments."""
+
+    name: str
+    module: str
+    python: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One engine with one model: microseconds a row, by rows a call."""
 
     case: str
-    rows: int
-    ours: float
-    theirs: float
+    engine: str
+    report: Report
+    microseconds: Mapping[int, float]
+
+    @property
+    def is_right(self) -> bool:
+        return self.report.largest_difference <= TOLERANCE
+
+
+XGBOOST = "XGBoost"
+
+
+def create_own(caches: Path) -> tuple[Engine, ...]:
+    """Ours, for each CPU, and XGBoost; machine code goes below `caches`."""
+    vectors = widest_vectors()
+    engines = [create_ours(vectors, caches)]
+    if vectors == "AVX-512":
+        engines.append(create_ours("AVX2", caches, NARROWED))
+    return (*engines, Engine(XGBOOST, "xgboost_own", sys.executable))
+
+
+def create_ours(vectors: str, caches: Path, environment: Mapping[str, str] | None = None) -> Engine:
+    cache = caches / vectors
+    cache.mkdir()
+    return Engine(f"ours, {vectors}", "ours", sys.executable, environment or {}, (str(cache),))
+
+
+def create_peers() -> tuple[Engine, ...]:
+    treelite = find_python("treelite")
+    peers = [
+        Engine("oneDAL", "onedal", find_python("onedal")),
+        Engine("ONNX Runtime", "onnx_runtime", find_python("onnx")),
+        Engine("Treelite, GTIL", "treelite_gtil", treelite),
+    ]
+    if shutil.which("gcc"):
+        peers.append(Engine("Treelite, as C", "treelite_c", treelite))
+    return tuple(peers)
+
+
+class Drill:
+    """One engine while it runs, on one core, as engines/drill.py describes it."""
+
+    def __init__(self, engine: Engine, folder: Path, core: int) -> None:
+        self.engine = engine
+        self.log = tempfile.TemporaryFile(prefix="bench-log-")  # noqa: SIM115  # closed by stop()
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        module = ("-m", f"benchmarks.engines.{engine.module}")
+        self.popen = subprocess.Popen(
+            ["taskset", "--cpu-list", str(core), engine.python, *module, str(folder), *engine.arguments],
+            cwd=PROJECT,
+            env=inherited | {"OMP_NUM_THREADS": "1", **engine.environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+        )
+
+    def read_report(self) -> Report:
+        return Report(**json.loads(self.read_line()))
+
+    def time(self, rows: int) -> float:
+        """Mean seconds of a call with so many rows."""
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(f"{rows}\n")
+        self.popen.stdin.flush()
+        return float(self.read_line())
+
+    def read_line(self) -> str:
+        """What it says next."""
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            if line.startswith(SAYS):
+                return str(line.removeprefix(SAYS))
+        self.log.seek(0)
+        last = "\n".join(self.log.read().decode(errors="replace").splitlines()[-20:])
+        raise BenchmarkError(f"{self.engine.name} stopped:\n{last}")
+
+    def stop(self) -> None:
+        self.popen.kill()
+        self.popen.communicate()
+        self.log.close()
+
+
+@contextlib.contextmanager
+def drilling(engine: Engine, folder: Path, core: int) -> Iterator[Drill]:
+    drill = Drill(engine, folder, core)
+    try:
+        yield drill
+    finally:
+        drill.stop()
+
+
+def run_own(rounds: int) -> list[Figures]:
+    with tempfile.TemporaryDirectory(prefix="bench-kernels-") as folder:
+        return run(CASES, create_own(Path(folder)), rounds, ROWS_A_CALL)
+
+
+def run_peers(rounds: int) -> list[Figures]:
+    with tempfile.TemporaryDirectory(prefix="bench-kernels-") as folder:
+        return run(PEER_CASES, (*create_own(Path(folder)), *create_peers()), rounds, (1, 100, 1000))
+
+
+def run(cases: Sequence[Case], engines: Sequence[Engine], rounds: int, counts: Sequence[int]) -> list[Figures]:
+    figures: list[Figures] = []
+    for case in cases:
+        with tempfile.TemporaryDirectory(prefix="bench-model-") as folder:
+            prepare(case, Path(folder))
+            figures += measure(case, engines, Path(folder), rounds, counts)
+    return figures
+
+
+def measure(
+    case: Case, engines: Sequence[Engine], folder: Path, rounds: int, counts: Sequence[int]
+) -> Iterator[Figures]:
+    cores = choose_cores()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(on_core(cores.load))
+        drills = [stack.enter_context(drilling(engine, folder, cores.server)) for engine in engines]
+        reports = [drill.read_report() for drill in drills]
+        verify_ours(case, engines, reports)
+        seconds = {count: race(drills, rounds, count) for count in counts}
+        for place, engine in enumerate(engines):
+            microseconds = {count: seconds[count][place] / count * 1e6 for count in counts}
+            shown = ", ".join(f"{count}: {value:.3g}" for count, value in microseconds.items())
+            print(f"{case.name:32} {engine.name:16} µs a row, by rows a call: {shown}", flush=True)
+            yield Figures(case.name, engine.name, reports[place], microseconds)
+
+
+def verify_ours(case: Case, engines: Sequence[Engine], reports: Sequence[Report]) -> None:
+    """Of another library's wrong scores the table tells; ours must not be."""
+    for engine, report in zip(engines, reports, strict=True):
+        if engine.module == "ours" and report.largest_difference > TOLERANCE:
+            raise BenchmarkError(f"{case.name}: the scores of {engine.name} are not XGBoost's")
+
+
+def race(drills: Sequence[Drill], rounds: int, count: int) -> list[float]:
+    """Median seconds of a call, of each engine."""
+    seconds = [[drill.time(count) for drill in drills] for _ in range(rounds)]
+    return [statistics.median(own) for own in zip(*seconds, strict=True)]
+
+
+def prepare(case: Case, folder: Path) -> None:
+    """What engines read: the model, rows, and XGBoost's score of each row alone."""
+    booster = train(case)
+    booster.save_model(folder / "model.ubj")
+    rows = make_values(case, MOST_ROWS + RING, seed=3)
+    np.save(folder / "rows.npy", rows)
+    alone = [booster.inplace_predict(rows[at : at + 1], validate_features=False) for at in range(len(rows))]
+    np.save(folder / "wanted.npy", np.concatenate(alone))
 
 
 def make_values(case: Case, rows: int, seed: int) -> Floats:
@@ -95,76 +262,3 @@ def train(case: Case) -> Any:
     booster = xgboost.train(params, matrix, case.rounds)
     booster.set_param({"nthread": 1})
     return booster
-
-
-def measure(case: Case, rounds: int, code: MachineCode) -> list[Figure]:
-    booster = train(case)
-    engine = Engine(Ensemble.from_ubjson(booster.save_raw("ubj")), code)
-    engine.measure()
-    values = make_values(case, 1000 + RING, seed=3)
-    verify(case, engine, booster, values)
-
-    def theirs(rows: Floats) -> Floats:
-        scores: Floats = booster.inplace_predict(rows, validate_features=False)
-        return scores
-
-    figures = []
-    for count in (1, 10, 100, 1000):
-        ring = [values[at : at + count].copy() for at in range(RING)]
-        ours_seconds, their_seconds = race(engine.predict, theirs, ring, rounds)
-        figures.append(Figure(case.name, count, ours_seconds / count * 1e6, their_seconds / count * 1e6))
-    return figures
-
-
-def verify(case: Case, engine: Engine, booster: Any, values: Floats) -> None:
-    wanted = booster.inplace_predict(values, predict_type="margin", validate_features=False)
-    if not np.allclose(engine.margins(values).reshape(wanted.shape), wanted, rtol=1e-5, atol=1e-5):
-        raise BenchmarkError(f"{case.name}: the engine's margins are not XGBoost's")
-
-
-def race(
-    ours: Callable[[Floats], Floats], theirs: Callable[[Floats], Floats], ring: list[Floats], rounds: int
-) -> tuple[float, float]:
-    """Median seconds of a call, ours and theirs."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for side, call in enumerate((ours, theirs)):
-            seconds[side].append(time_round(call, ring))
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
-
-
-def time_round(call: Callable[[Floats], Floats], ring: list[Floats]) -> float:
-    """Mean seconds of a call."""
-    calls = 0
-    began = time.perf_counter()
-    while (spent := time.perf_counter() - began) < ROUND_SECONDS:
-        for rows in ring:
-            call(rows)
-        calls += len(ring)
-    return spent / calls
-
-
-def render(figures: list[Figure]) -> str:
-    lines = [
-        [
-            figure.case,
-            f"{figure.rows:,}",
-            three_digits(figure.ours),
-            three_digits(figure.theirs),
-            f"{three_digits(figure.theirs / figure.ours)} \u00d7",
-        ]
-        for figure in figures
-    ]
-    table = create_table(["model", "rows a call", "µs a row", "XGBoost, µs a row", "ratio"], lines)
-    machine = f"{describe_machine()}; kernels for {os.environ.get('NUMBA_CPU_NAME', 'this CPU')}"
-    versions = describe_versions(["xgboost-cpu", "xgboost", "numba", "numpy"])
-    return f"## The kernels alone\n\n{machine}\n{versions}\n\n{table}"
-
-
-def run(rounds: int = 5) -> list[Figure]:
-    code = load_code(kernel_cache(find_cache("")))
-    return [figure for case in CASES for figure in measure(case, rounds, code)]
-
-
-if __name__ == "__main__":
-    print(render(run()))
