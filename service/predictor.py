@@ -45,6 +45,9 @@ class Predictor(Protocol):
     def predict(self, values: Floats) -> Floats:
         """Scores of float32 rows, NaN for missing: shape (rows,), or (rows, outputs) for several values a row."""
 
+    def margins(self, values: Floats) -> Floats:
+        """Sums before the objective's transformation, in the same shapes."""
+
 
 class PackedPredictor:
     """Our own kernels on the packed trees."""
@@ -57,11 +60,17 @@ class PackedPredictor:
         engine.measure()
         self.contract = contract
         self._predict = engine.predict
+        self._margins = engine.margins
         self.loop_rows = measure_loop_rows(self)
 
     def predict(self, values: Floats) -> Floats:
         """As `Predictor.predict`."""
         return self._predict(values)
+
+    def margins(self, values: Floats) -> Floats:
+        """As `Predictor.margins`."""
+        sums = self._margins(values)
+        return sums.reshape(-1) if sums.shape[1] == 1 else sums
 
 
 class BoosterPredictor:
@@ -103,7 +112,7 @@ class BoosterPredictor:
         return scores
 
     def margins(self, values: Floats) -> Floats:
-        """Sums before the objective's transformation, by `Booster.predict`."""
+        """As `Predictor.margins`, by `Booster.predict`."""
         return self._predict_matrix(values, output_margin=True)
 
     def leaves(self, values: Floats) -> Ints:

@@ -53,6 +53,10 @@ class Scorer:
         """Scores of an aligned batch."""
         return Scores(self.predictor.predict(batch.values), self.identity)
 
+    def margins(self, batch: Batch) -> Scores:
+        """Margins of an aligned batch: its sums before the objective's transformation."""
+        return Scores(self.predictor.margins(batch.values), self.identity)
+
     def predict_together(self, batches: list[Batch]) -> list[Scores]:
         """Scores of each of several aligned batches, predicted in one call."""
         values = self.predictor.predict(np.concatenate([batch.values for batch in batches]))
