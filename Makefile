@@ -112,6 +112,8 @@ format: $(VENV)/.test ## Lay the code out
 
 requirements: ## Lock the dependencies of pyproject.toml anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements/server.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml \
+	  --extra files -c requirements/server.txt -o requirements/files.txt
 	for group in test train bench; do \
 	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    --group $$group -c requirements/server.txt -o requirements/$$group.txt; \

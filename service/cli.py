@@ -1,18 +1,29 @@
-"""The command line: `xgboost-server serve | check MODEL | settings`."""
+"""The command line: `xgboost-server serve | check MODEL | score MODEL FILE | settings`."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from service import __version__
-from service.errors import StartError
-from service.settings import SETTINGS, read_settings
+from service.errors import RowsFileError, StartError
+from service.settings import SETTINGS, Settings, read_settings
+
+if TYPE_CHECKING:
+    from service.files import Progress
+
+FORMAT = click.Choice(["csv", "jsonl", "parquet", "arrow"])
+BAR_STEPS = 1000
 
 
 class FaultReporting(click.Group):
@@ -77,6 +88,99 @@ def definition_list(title: str, rows: list[tuple[str, str]]) -> str:
     with formatter.section(title):
         formatter.write_dl(rows)
     return formatter.getvalue().rstrip()
+
+
+def read_model_settings(model: Path) -> Settings:
+    """What `score` needs; the server's own settings may stand wrong in this environment."""
+    cache = {name: value for name, value in os.environ.items() if name == "SCORER_CACHE_DIR"}
+    return read_settings({"SCORER_MODEL": str(model), **cache})
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("-o", "--output", type=click.Path(path_type=Path, allow_dash=True), default="-", help="Default: stdout.")
+@click.option("--format", "named_format", type=FORMAT, help="Of what has no name that tells it: a pipe, rows.txt.")
+@click.option("--to", "output_format", type=FORMAT, help="Of the output, where neither its name nor --format is right.")
+@click.option("--keep", multiple=True, metavar="COLUMN", help="Copy this column to the output. May be repeated.")
+@click.option("--ignore", multiple=True, metavar="COLUMN", help="Pass over this column. May be repeated.")
+@click.option("--margin", is_flag=True, help="Give the sums before the objective's transformation.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress on the terminal.")
+def score(
+    model: Path,
+    file: Path,
+    output: Path,
+    named_format: str | None,
+    output_format: str | None,
+    keep: tuple[str, ...],
+    ignore: tuple[str, ...],
+    margin: bool,
+    quiet: bool,
+) -> None:
+    """Score every row of FILE with MODEL; - is standard input.
+
+    Formats: csv, jsonl, parquet, arrow; by name, or --format. Columns are found by name where MODEL has names and FILE
+    has them too, in any order. An empty cell, NaN and null are missing values. The output appears when it is whole.
+    """
+    from service import files
+    from service.files.columns import Wanted
+    from service.models import load_model
+    from service.scoring import Scorer
+
+    source_path, target_path = (None if str(path) == "-" else path for path in (file, output))
+    try:
+        job = files.plan(source_path, target_path, named_format, output_format)
+        with shell_signals(), files.open_source(job, sys.stdin.buffer) as source:
+            scorer = Scorer(load_model(read_model_settings(model)))
+            with files.open_target(job, sys.stdout.buffer) as target:
+                wanted = Wanted(scorer.contract.features, scorer.contract.feature_names, keep, ignore)
+                progress = files.score_file(scorer, source, target, wanted, margin)
+                follow(progress, source.size is not None, is_hidden=quiet or target.is_terminal)
+    except RowsFileError as error:
+        click.echo(f"xgboost-server: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+@contextmanager
+def shell_signals() -> Iterator[None]:
+    """As of other filters: whoever closes the pipe ends it without a word; TERM and HUP leave no half file behind."""
+
+    def stop(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGPIPE, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, stop)
+    if before[signal.SIGHUP] != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, stop)
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+
+def follow(progress: Iterator[Progress], has_length: bool, is_hidden: bool) -> None:
+    """Run to the end, with a bar and a last line on standard error if that is a terminal."""
+    began, rows = time.perf_counter(), 0
+    if is_hidden or not sys.stderr.isatty():
+        for _ in progress:
+            pass
+        return
+    width = max(4, min(36, shutil.get_terminal_size().columns - 44))
+    # Without a length click shows that something moves.
+    steps = {"length": BAR_STEPS} if has_length else {"iterable": (None for _ in ())}
+    with click.progressbar(
+        **steps, width=width, file=sys.stderr, item_show_func=lambda count: f"{count or 0:,} rows"
+    ) as bar:
+        for done in progress:
+            rows = done.rows
+            bar.update(int((done.share or 0) * BAR_STEPS) - bar.pos if has_length else 1, rows)
+        bar.update(BAR_STEPS - bar.pos if has_length else 0, rows)
+    seconds = time.perf_counter() - began
+    click.echo(f"{rows:,} rows scored in {seconds:,.1f} s, {rows / seconds:,.0f} a second", err=True)
 
 
 if __name__ == "__main__":

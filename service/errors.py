@@ -21,6 +21,7 @@
 
     StartError                       what stops a process from starting; holds every fault found
     └── ModelFileError               one model file that cannot be served, and why
+    RowsFileError                    a file of rows that cannot be read, scored or written, and where
 
 A message says what, where and what would be right. It never repeats a caller's value.
 """
@@ -204,3 +205,12 @@ class ModelFileError(StartError):
 
     def __init__(self, reason: str) -> None:
         super().__init__([reason])
+
+
+class RowsFileError(Exception):
+    """A file of rows that cannot be read, scored or written; `place` is a line, a row or a column of it."""
+
+    def __init__(self, name: str, place: str, problem: str) -> None:
+        super().__init__(": ".join(part for part in (name, place, problem) if part))
+        self.place = place
+        self.problem = problem

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "service"
 FLOORS: dict[int, tuple[str, ...]] = {
     8: ("cli",),
     7: ("worker", "app", "master"),
-    6: ("http1", "door", "stream", "web", "wsgi"),
+    6: ("http1", "door", "stream", "web", "wsgi", "files"),
     5: ("edge",),
     4: ("scoring",),
     3: ("models", "packing"),
