@@ -1,4 +1,4 @@
-"""The command line: `xgboost-server serve | check MODEL | score MODEL FILE | settings`."""
+"""The command line: `xgboost-server serve | check MODEL | inspect MODEL | score MODEL FILE | settings`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import orjson
 
 from service import __version__
 from service.errors import RowsFileError, StartError
@@ -91,9 +92,24 @@ def definition_list(title: str, rows: list[tuple[str, str]]) -> str:
 
 
 def read_model_settings(model: Path) -> Settings:
-    """What `score` needs; the server's own settings may stand wrong in this environment."""
+    """What `inspect` and `score` need; the server's own settings may stand wrong in this environment."""
     cache = {name: value for name, value in os.environ.items() if name == "SCORER_CACHE_DIR"}
     return read_settings({"SCORER_MODEL": str(model), **cache})
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(model: Path, as_json: bool) -> None:
+    """Say what MODEL is, how large and how fast."""
+    from service.inspection import describe, inspect_model
+
+    found = inspect_model(read_model_settings(model))
+    if as_json:
+        click.echo(orjson.dumps(asdict(found), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
+        return
+    sections = describe(found)
+    click.echo("\n\n".join(definition_list(click.style(title, bold=True), rows) for title, rows in sections))
 
 
 @main.command()

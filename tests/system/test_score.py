@@ -234,6 +234,16 @@ def test_a_half_drawn_bar_is_ended_before_the_fault_is_told(tmp_path: Path) -> N
     assert said.splitlines()[-1].startswith("xgboost-server: ")
 
 
+def test_inspect_fits_a_terminal_and_is_plain_elsewhere() -> None:
+    """Bold titles and no line beyond the edge on a terminal; no escape codes in a file."""
+    code, said = run_in_terminal(["inspect", str(CANCER)])
+    assert code == 0
+    assert "\x1b[1m" in said
+    assert max(len(line) for line in said.replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()) <= 80
+    plain = subprocess.run([*COMMAND, "inspect", str(CANCER)], capture_output=True, cwd=ROOT, timeout=60, check=True)
+    assert b"\x1b" not in plain.stdout
+
+
 # The same numbers as a server that runs.
 
 

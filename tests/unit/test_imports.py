@@ -21,7 +21,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     7: ("worker", "app", "master"),
     6: ("http1", "door", "stream", "web", "wsgi", "files"),
     5: ("edge",),
-    4: ("scoring",),
+    4: ("scoring", "inspection"),
     3: ("models", "packing"),
     2: ("predictor", "drift", "scrape", "engine", "compiler"),
     1: ("artifact", "metrics", "logs", "head", "wire", "kernels", "ensemble", "auth", "machine_code", "elf"),
