@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.documents import read_ubjson
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
@@ -180,94 +182,6 @@ PLAN = np.dtype(
     [(name, np.int64) for name in ("features", "groups", "begin", "end", "transform", "expf")]
     + [(name + suffix, np.int64) for name in ARRAYS for suffix in ("", "_size")]
 )
-
-
-# UBJSON as XGBoost writes it: lengths are always int64, arrays of numbers are typed, numbers are big-endian.
-
-TYPES = {b"d": ">f4", b"D": ">f8", b"i": ">i1", b"U": ">u1", b"I": ">i2", b"l": ">i4", b"L": ">i8"}
-SCALARS = {ord(kind): struct.Struct(">" + code) for kind, code in zip(TYPES, "fdbBhiq", strict=True)}
-CONSTANTS = {ord("Z"): None, ord("T"): True, ord("F"): False}
-LENGTH = struct.Struct(">q")
-
-
-class UbjsonReader:
-    """One document. Typed arrays are views on its bytes: 5,000 deep trees cost no Python object per number."""
-
-    def __init__(self, data: bytes | bytearray) -> None:
-        self._data = memoryview(data)
-        self._at = 0
-
-    def read(self) -> Any:
-        kind = self._data[self._at]
-        self._at += 1
-        if kind == ord("{"):
-            return self._read_object()
-        if kind == ord("["):
-            return self._read_array()
-        if kind == ord("S"):
-            return self._read_text()
-        if kind in CONSTANTS:
-            return CONSTANTS[kind]
-        if kind not in SCALARS:
-            raise ValueError(f"unknown UBJSON type {kind} at byte {self._at - 1}")
-        return self._unpack(SCALARS[kind])
-
-    def _unpack(self, form: struct.Struct) -> Any:
-        (value,) = form.unpack_from(self._data, self._at)
-        self._at += form.size
-        return value
-
-    def _read_length(self) -> int:
-        if self._data[self._at] != ord("L"):
-            raise ValueError(f"expected an int64 length at byte {self._at}")
-        self._at += 1
-        length = int(self._unpack(LENGTH))
-        if not 0 <= length <= len(self._data) - self._at:
-            raise ValueError(f"a length of {length} at byte {self._at}")
-        return length
-
-    def _read_text(self) -> str:
-        length = self._read_length()
-        text = bytes(self._data[self._at : self._at + length])
-        self._at += length
-        # XGBoost 3.2 cuts names beyond ASCII in the middle of a letter; nothing here depends on them.
-        return text.decode("utf-8", "replace")
-
-    def _read_object(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        while self._data[self._at] != ord("}"):
-            name = self._read_text()
-            found[name] = self.read()
-        self._at += 1
-        return found
-
-    def _read_array(self) -> Any:
-        head = self._data[self._at]
-        if head == ord("$"):
-            return self._read_typed()
-        if head == ord("#"):
-            self._at += 1
-            return [self.read() for _ in range(self._read_length())]
-        items = []
-        while self._data[self._at] != ord("]"):
-            items.append(self.read())
-        self._at += 1
-        return items
-
-    def _read_typed(self) -> NDArray[Any]:
-        dtype = np.dtype(TYPES[bytes(self._data[self._at + 1 : self._at + 2])])
-        if self._data[self._at + 2] != ord("#"):
-            raise ValueError(f"a typed array without length at byte {self._at}")
-        self._at += 3
-        count = self._read_length()
-        array = np.frombuffer(self._data, dtype, count, self._at)
-        self._at += array.nbytes
-        return array
-
-
-def read_ubjson(data: bytes | bytearray) -> Any:
-    """The document; typed arrays are big-endian views on `data`."""
-    return UbjsonReader(data).read()
 
 
 # From XGBoost's document to one forest of arrays, all trees in a row.

@@ -201,10 +201,10 @@ class StartError(Exception):
 
 
 class ModelFileError(StartError):
-    """One model file that cannot be served."""
+    """One model file that cannot be served; each reason names it."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__([reason])
+    def __init__(self, *reasons: str) -> None:
+        super().__init__(reasons)
 
 
 class RowsFileError(Exception):

@@ -17,9 +17,9 @@ import psutil
 
 from service.artifact import ModelFile
 from service.batch import Floats
-from service.ensemble import read_ubjson
+from service.documents import read_ubjson
 from service.models import create_predictor, find_file
-from service.packing import Packed, compile_kernels, find_cache, kernel_cache, prepare
+from service.packing import Packed, find_cache, prepare
 from service.predictor import BoosterPredictor, Predictor, measure
 from service.settings import Settings
 
@@ -113,9 +113,7 @@ def inspect_model(settings: Settings) -> Inspection:
 
 
 def measure_load(file: ModelFile, packed: Packed) -> tuple[Predictor, int]:
-    """The predictor, and the memory of this process's own that it took; compiled kernels are the master's, for all."""
-    if not packed.reason:
-        compile_kernels(kernel_cache(packed.folder.parent))
+    """The predictor, and the memory of this process's own that it took."""
     before = own_bytes()
     predictor = create_predictor(file, packed)
     predictor.predict(np.zeros((SPEED_ROWS[-1], predictor.contract.features), np.float32))

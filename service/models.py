@@ -8,9 +8,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.admission import Record
 from service.artifact import ModelFile, read_model_file
 from service.batch import ModelIdentity
 from service.errors import ModelFileError
+from service.golden import verify_golden
 from service.packing import Packed, find_cache, prepare
 from service.predictor import BoosterPredictor, Predictor
 from service.settings import Settings
@@ -25,6 +27,7 @@ class LoadedModel:
     identity: ModelIdentity
     predictor: Predictor
     load_seconds: float
+    record: Record
 
 
 def find_model(place: Path) -> tuple[str, Path]:
@@ -51,7 +54,12 @@ def find_version(place: Path) -> tuple[str, Path]:
     ]
     if not versions:
         raise ModelFileError(f"{place}: expected <version>/model.ubj or <version>/model.json in this folder")
-    return max(versions, key=lambda version: (natural_order(version[0]), version[0]))
+    version, path = max(versions, key=lambda version: (natural_order(version[0]), version[0]))
+    if not path.resolve().is_relative_to(place.resolve()):
+        raise ModelFileError(
+            f"{path}: a link out of {place}; expected the files themselves, or links within the folder"
+        )
+    return version, path
 
 
 def natural_order(version: str) -> list[tuple[int, int, str]]:
@@ -61,7 +69,13 @@ def natural_order(version: str) -> list[tuple[int, int, str]]:
 
 
 def create_predictor(file: ModelFile, packed: Packed) -> Predictor:
-    """The packed form, or XGBoost where there is none or it cannot run here."""
+    """The packed form, or XGBoost where there is none or it cannot run here; either reproduces the golden rows."""
+    predictor = choose_predictor(file, packed)
+    verify_golden(file.path, packed.goldens, predictor)
+    return predictor
+
+
+def choose_predictor(file: ModelFile, packed: Packed) -> Predictor:
     reason = packed.reason
     if not reason:
         try:
@@ -80,6 +94,7 @@ def load_model(settings: Settings) -> LoadedModel:
     """The model that the settings name, ready to predict, or `ModelFileError`."""
     began = time.perf_counter()
     version, file = find_file(settings)
-    predictor = create_predictor(file, prepare(file, find_cache(settings.cache_dir)))
+    packed = prepare(file, find_cache(settings.cache_dir))
+    predictor = create_predictor(file, packed)
     identity = ModelIdentity(settings.model_name, version, file.digest)
-    return LoadedModel(identity, predictor, time.perf_counter() - began)
+    return LoadedModel(identity, predictor, time.perf_counter() - began, packed.record)

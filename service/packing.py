@@ -1,10 +1,11 @@
 """Packs a model once, in a throw-away process, into a folder that all workers map.
 
-The process loads the file with XGBoost, packs it, compares the two on rows made for the purpose, and writes down what it
-found. A model that cannot be packed, or whose packed form differs from XGBoost in a single bit, is served by XGBoost, and
+The process admits the file (`admission.py`), packs it, compares the packed form with XGBoost on rows made for the
+purpose, and writes down what it found, to the folder and to its standard output. A model that cannot be packed, or whose packed form differs from XGBoost in a single bit, is served by XGBoost, and
 says so; it is never served wrong. A file that kills XGBoost kills only the process.
 
-    <cache>/<digest>-<format>/packed.json       contract, engine, and why it is XGBoost if it is
+    <cache>/<digest>-<format>/packed.json       admission record, golden rows, why it is XGBoost if it is, and the
+                                                checksum of the manifest, which has those of the arrays
     <cache>/<digest>-<format>/ensemble/*.npy    the packed trees
 
 `packed.json` is written last, in one rename: a folder without it does not count, whatever is in it.
@@ -14,43 +15,44 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from service.admission import Record, admit, bound_process
 from service.artifact import ModelFile, read_model_file
-from service.batch import Contract, Floats
+from service.batch import Floats
 from service.engine import Engine
 from service.ensemble import (
     FORMAT,
+    MANIFEST,
     OF,
     WIDTH,
     Ensemble,
     PackedModelError,
     UnsupportedModelError,
+    hash_file,
     read_ensemble,
     write_ensemble,
     write_synced,
 )
 from service.errors import ModelFileError
+from service.golden import Golden, digest_golden_file
 from service.machine_code import load_code
 from service.predictor import BoosterPredictor, PackedPredictor
 
 # Ours, of the folder: raise it when packed.json or the comparison changes.
-LAYOUT = 1
+LAYOUT = 2
 PACK_SECONDS = 300
-# Exit code for a full disk or a folder that cannot be written: XGBoost serves. 75 is EX_TEMPFAIL of sysexits.h.
-CANNOT_WRITE = 75
-# Address space of the process: libraries and compiler, and what a good model needs.
-MEMORY_BYTES = 4 * 2**30
-MEMORY_PER_BYTE = 64
+# Exit code for a file that is refused; standard output has the faults. 65 is EX_DATAERR of sysexits.h.
+REFUSED = 65
 # Rows compared: leaves of all of them at once (numbers of nodes cannot round), margins of a sample, each row alone.
 LEAF_ROWS = 2048
 MARGIN_ROWS = 128
@@ -58,18 +60,36 @@ MARGIN_ROWS = 128
 
 @dataclass(frozen=True)
 class Packed:
-    """What the throw-away process found; XGBoost serves where there is a reason for it."""
+    """What the throw-away process found; XGBoost serves where there is a reason for it.
 
-    contract: Contract | None
+    `manifest` is the checksum of the manifest of the packed trees, `golden_digest` that of the golden file.
+    """
+
+    record: Record
+    goldens: list[Golden]
     reason: str
+    manifest: str
+    golden_digest: str
     folder: Path
+
+    @classmethod
+    def from_document(cls, found: Mapping[str, Any], folder: Path) -> Packed:
+        """Of packed.json."""
+        return cls(
+            record=Record.from_fields(found["record"]),
+            goldens=[Golden(**golden) for golden in found["goldens"]],
+            reason=found["reason"],
+            manifest=found["manifest"],
+            golden_digest=found["golden_digest"],
+            folder=folder,
+        )
 
     def load(self) -> PackedPredictor:
         """The packed trees, mapped, and the kernels; raises whatever stands in the way of them."""
-        if self.contract is None:
-            raise PackedModelError(self.reason)
+        if hash_file(self.folder / "ensemble" / MANIFEST) != self.manifest:
+            raise PackedModelError(f"{self.folder}: the manifest is not the one that was admitted")
         code = load_code(kernel_cache(self.folder.parent))
-        return PackedPredictor(read_ensemble(self.folder / "ensemble"), self.contract, code)
+        return PackedPredictor(read_ensemble(self.folder / "ensemble"), self.record.contract, code)
 
 
 def kernel_cache(cache: Path) -> Path:
@@ -87,20 +107,20 @@ def find_cache(named: str) -> Path:
 
 
 def prepare(file: ModelFile, cache: Path) -> Packed:
-    """The packed form of this file, packed now if it was not before; raises `ModelFileError`."""
+    """The packed form of this file, admitted and packed now if it was not before; raises `ModelFileError`."""
     folder = cache / f"{file.digest[:40]}-{LAYOUT}.{FORMAT}"
     try:
         verify_cache(cache)
-        return read_packed(folder)
-    except PermissionError as error:
-        return Packed(None, str(error), folder)
+    except OSError as error:
+        return run_packing(file, None, str(error))
+    golden_digest = digest_golden_file(file.path)
+    try:
+        packed = read_packed(folder)
+        if packed.golden_digest == golden_digest:
+            return packed
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or not whole: packed now
-    try:
-        run_packing(file, folder)
-        return read_packed(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return Packed(None, f"no packed form in {folder}: {error}", folder)
+    return run_packing(file, folder, "")
 
 
 def verify_cache(cache: Path) -> None:
@@ -112,16 +132,12 @@ def verify_cache(cache: Path) -> None:
 
 
 def read_packed(folder: Path) -> Packed:
-    found = json.loads((folder / "packed.json").read_bytes())
-    contract = found["contract"]
-    for name in ("feature_names", "feature_types"):
-        contract[name] = tuple(contract[name])
-    return Packed(Contract(**contract), found["reason"], folder)
+    return Packed.from_document(json.loads((folder / "packed.json").read_bytes()), folder)
 
 
-def run_packing(file: ModelFile, folder: Path) -> None:
-    """In a process of its own, for which XGBoost may be fatal."""
-    command = [sys.executable, "-m", "service.packing", str(file.path), file.digest, str(folder)]
+def run_packing(file: ModelFile, folder: Path | None, reason: str) -> Packed:
+    """In a process of its own, for which XGBoost may be fatal. Without a folder, for the reason given, only admitted."""
+    command = [sys.executable, "-m", "service.packing", str(file.path), file.digest, str(folder or ""), reason]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PACK_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -129,54 +145,65 @@ def run_packing(file: ModelFile, folder: Path) -> None:
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         raise ModelFileError(f"{file.path}: loading it kills XGBoost ({name})")
-    if done.returncode == CANNOT_WRITE:
-        raise OSError(done.stderr.strip())
-    if done.returncode > 0:
+    if done.returncode not in (0, REFUSED):
         raise ModelFileError((done.stderr.strip().splitlines() or [f"{file.path}: packing failed"])[-1])
+    # XGBoost writes its warnings to standard output, too.
+    found = json.loads(done.stdout.splitlines()[-1])
+    if done.returncode == REFUSED:
+        raise ModelFileError(*found["faults"])
+    return Packed.from_document(found, folder or file.path.parent)
 
 
 # In the throw-away process.
 
 
-def main(path: str, digest: str, folder: str) -> None:
+def main(path: str, digest: str, folder: str, reason: str) -> None:
     try:
-        bound_memory(Path(path).stat().st_size)
-        pack_model(read_model_file(Path(path), digest), Path(folder))
+        bound_process(Path(path).stat().st_size)
+        file = read_model_file(Path(path), digest)
+        golden_digest = digest_golden_file(file.path)
+        admission = admit(file)
     except ModelFileError as error:
-        sys.exit(str(error))
-    except OSError as error:
-        print(error, file=sys.stderr)
-        sys.exit(CANNOT_WRITE)
+        print(json.dumps({"faults": error.faults}))
+        sys.exit(REFUSED)
+    document = {
+        "record": asdict(admission.record),
+        "goldens": [asdict(golden) for golden in admission.goldens],
+        "golden_digest": golden_digest,
+        "reason": reason,
+        "manifest": "",
+    }
+    if folder:
+        document |= pack_model(admission.predictor, Path(folder))
+        document |= write_packed(Path(folder), document)
+    print(json.dumps(document))
 
 
-def bound_memory(file_bytes: int) -> None:
-    """XGBoost 3.2 reads past the end of a truncated file and may ask for all memory there is: 7 GB for 42 KB."""
-    limit = MEMORY_BYTES + MEMORY_PER_BYTE * file_bytes
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
-
-
-def pack_model(file: ModelFile, folder: Path) -> None:
-    """Load, pack, compare, write."""
-    predictor = BoosterPredictor.from_model_file(file)
-    folder.mkdir(parents=True, exist_ok=True)
-    reason = ""
+def pack_model(predictor: BoosterPredictor, folder: Path) -> dict[str, str]:
+    """Pack, compare, write: why XGBoost is to serve, and the checksum of the manifest."""
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         ensemble = Ensemble.from_ubjson(predictor.to_ubjson())
         write_ensemble(ensemble, folder / "ensemble")
         reason = next(find_differences(ensemble, predictor, folder), "")
+        return {"reason": reason, "manifest": hash_file(folder / "ensemble" / MANIFEST)}
     except UnsupportedModelError as error:
-        reason = error.reason
-    write_packed(folder, predictor.contract, reason)
+        return {"reason": error.reason}
+    except OSError as error:
+        return {"reason": f"no packed form in {folder}: {error}"}
 
 
-def write_packed(folder: Path, contract: Contract, reason: str) -> None:
-    document = {"contract": asdict(contract), "reason": reason}
-    handle, beside = tempfile.mkstemp(prefix=".packed.", dir=folder)
-    os.close(handle)
-    os.unlink(beside)
-    write_synced(Path(beside), json.dumps(document).encode())
-    os.rename(beside, folder / "packed.json")
+def write_packed(folder: Path, document: Mapping[str, Any]) -> dict[str, str]:
+    """The reason for XGBoost if that cannot be written."""
+    try:
+        handle, beside = tempfile.mkstemp(prefix=".packed.", dir=folder)
+        os.close(handle)
+        os.unlink(beside)
+        write_synced(Path(beside), json.dumps(document).encode())
+        os.rename(beside, folder / "packed.json")
+    except OSError as error:
+        return {"reason": f"no packed form in {folder}: {error}"}
+    return {}
 
 
 def find_differences(ensemble: Ensemble, predictor: BoosterPredictor, folder: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -91,13 +92,20 @@ class BoosterPredictor:
         self.loop_rows = 0
 
     @classmethod
-    def from_model_file(cls, file: ModelFile, reason: str = "") -> BoosterPredictor:
-        """The predictor of these bytes, or `ModelFileError` with XGBoost's reason."""
+    def from_model_file(
+        cls, file: ModelFile, reason: str = "", verify_saved: Callable[[bytearray], object] | None = None
+    ) -> BoosterPredictor:
+        """The predictor of these bytes, or `ModelFileError` with XGBoost's reason.
+
+        `verify_saved` is asked, before the first prediction, about what XGBoost has in memory, saved again as UBJSON.
+        """
         import xgboost
 
         try:
             booster = xgboost.Booster()
             booster.load_model(bytearray(file.data))
+            if verify_saved is not None:
+                verify_saved(booster.save_raw("ubj"))
             predictor = cls(booster, reason)
             predictor.warm_up()
         except (xgboost.core.XGBoostError, ValueError, KeyError, TypeError) as error:
@@ -168,6 +176,7 @@ def measure(predictor: Predictor, rows: Floats) -> float:
 
 
 def first_line(error: Any) -> str:
-    """What XGBoost says, without the time, the source line and the stack of C++ frames."""
+    """What XGBoost says, without the time, the source line, the stack of C++ frames, and what it quotes of the file."""
     text = re.sub(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", str(error)).strip()
+    text = re.sub(r"(['\"`]).*?\1", "…", text)
     return text.partition("\n")[0].strip() or type(error).__name__

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xgboost
 
+from service.documents import read_ubjson
 from service.engine import Engine
 from service.ensemble import (
     EXITS,
@@ -19,7 +20,6 @@ from service.ensemble import (
     UnsupportedModelError,
     pack,
     read_ensemble,
-    read_ubjson,
     write_ensemble,
 )
 from tests.unit.engine_models import KINDS, bits, compiled_code, make_rows, train
