@@ -13,6 +13,7 @@ import json
 import os
 import resource
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from service import __version__
 from service.artifact import ModelFile
 from service.batch import Contract
 from service.documents import DocumentError, read_document
-from service.errors import ModelFileError
+from service.errors import ModelFileError, StartError
 from service.golden import ATTRIBUTE, Golden, read_goldens, verify_golden
 from service.predictor import BoosterPredictor
 from service.structure import find_faults
@@ -128,7 +129,7 @@ def bound(kind: int, limit: int) -> None:
 
 
 def write_record(record: Record, path: Path) -> None:
-    """Whole or not at all."""
+    """Whole or not at all; raises `StartError`."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("x", encoding="utf-8") as file:
@@ -136,5 +137,8 @@ def write_record(record: Record, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        raise StartError([f"{path}: {error.strerror}"]) from None
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()

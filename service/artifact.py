@@ -104,10 +104,14 @@ def read_unchanged(path: Path, handle: int, most_bytes: int) -> bytes:
         raise ModelFileError(f"{path}: {before.st_size} bytes; expected at most {most_bytes}")
     with open(handle, "rb", closefd=False) as file:
         data = file.read(most_bytes + 1)
-    after = os.fstat(handle)
-    if len(data) != before.st_size or (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
-        raise ModelFileError(f"{path}: it changed while it was read; try again when it is whole")
+    verify_unchanged(path, before, os.fstat(handle), len(data))
     return data
+
+
+def verify_unchanged(path: Path, before: os.stat_result, after: os.stat_result, size: int) -> None:
+    """Between the two looks nobody wrote to the file, and what was read is all of it."""
+    if size != before.st_size or (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+        raise ModelFileError(f"{path}: it changed while it was read; try again when it is whole")
 
 
 def verify_format(path: Path, data: bytes) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 import orjson
@@ -20,11 +21,13 @@ from service import __version__
 from service.errors import RowsFileError, StartError
 from service.settings import SETTINGS, Settings, read_settings
 
-if TYPE_CHECKING:
-    from service.files import Progress
-
 FORMAT = click.Choice(["csv", "jsonl", "parquet", "arrow"])
 BAR_STEPS = 1000
+
+if TYPE_CHECKING:
+    from service.batch import Contract
+    from service.files import Progress
+    from service.models import LoadedModel
 
 
 class FaultReporting(click.Group):
@@ -54,23 +57,82 @@ def serve() -> None:
 
 @main.command()
 @click.argument("model", type=click.Path(path_type=Path))
-def check(model: Path) -> None:
-    """Say whether MODEL, a file or a folder of versions, can be served, and what it expects."""
+@click.option("--sha256", default="", help="Refuse any file but the one with this digest.")
+@click.option("--json", "as_json", is_flag=True, help="Say it as JSON: the admission record, or the faults.")
+@click.option(
+    "--record", type=click.Path(path_type=Path, dir_okay=False), help="Write the admission record to this file."
+)
+def check(model: Path, sha256: str, as_json: bool, record: Path | None) -> None:
+    """Say whether MODEL, a file or a folder of versions, can be served, and what it expects.
+
+    The exit code is 0 if it can, 1 if it cannot.
+    """
+    from service.admission import write_record
     from service.models import load_model
 
-    cache = {name: value for name, value in os.environ.items() if name == "SCORER_CACHE_DIR"}
-    loaded = load_model(read_settings({"SCORER_MODEL": str(model), **cache}))
-    contract = loaded.predictor.contract
+    environ = {name: value for name, value in os.environ.items() if name == "SCORER_CACHE_DIR"}
+    environ |= {"SCORER_MODEL": str(model), "SCORER_MODEL_SHA256": sha256.removeprefix("sha256:")}
+    try:
+        loaded = load_model(read_settings(environ))
+        if record is not None:
+            write_record(loaded.record, record)
+    except StartError as error:
+        report_refusal(model, error, as_json)
+    click.echo(describe_as_json(loaded) if as_json else describe(model, loaded))
+
+
+def report_refusal(model: Path, error: StartError, as_json: bool) -> NoReturn:
+    """One fault is one line; several are a list below one line."""
+    if as_json:
+        click.echo(json.dumps({"servable": False, "faults": error.faults}, indent=2))
+        sys.exit(1)
+    if len(error.faults) == 1:
+        raise error
+    title = click.style(f"{model} cannot be served, {len(error.faults)} faults:", fg="red", bold=True)
+    lines = (f"\n  {fault.removeprefix(f'{model}: ')}" for fault in error.faults)
+    click.echo(f"xgboost-server: {title}{''.join(lines)}", err=True)
+    sys.exit(1)
+
+
+def describe_as_json(loaded: LoadedModel) -> str:
+    document = {
+        "servable": True,
+        "faults": [],
+        "engine": loaded.predictor.engine,
+        "reason": loaded.predictor.reason,
+        "record": json.loads(loaded.record.to_json()),
+    }
+    return json.dumps(document, indent=2)
+
+
+def describe(model: Path, loaded: LoadedModel) -> str:
+    record, contract, predictor = loaded.record, loaded.record.contract, loaded.predictor
+    engine = "packed: kernels of our own" if predictor.engine == "packed" else f"XGBoost, as {predictor.reason}"
     rows = [
-        ("digest", f"sha256:{loaded.identity.digest}"),
+        ("digest", f"sha256:{record.digest}"),
+        ("file", f"{record.bytes:,} bytes, written by XGBoost {record.xgboost}"),
         ("objective", contract.objective),
-        ("rounds", str(contract.rounds)),
-        ("features", str(contract.features)),
-        ("names", ", ".join(contract.feature_names) or "none: rows are lists in the model's order"),
-        ("outputs", str(contract.outputs)),
-        ("engine", f"{loaded.predictor.engine} {loaded.predictor.reason}".strip()),
+        ("trees", f"{record.trees:,} ({record.booster})"),
+        ("rounds", f"{contract.rounds:,}"),
+        ("features", f"{contract.features:,}"),
+        ("names", some_of(contract.feature_names) or "none: rows are lists in the model's order"),
+        ("categories", some_of(names_of_categories(contract)) or "none"),
+        ("outputs", f"{contract.outputs:,}"),
+        ("golden rows", f"{record.golden_rows:,} reproduced" if record.golden_rows else "none"),
+        ("engine", engine),
     ]
-    click.echo(definition_list(f"{model} can be served", rows))
+    title = click.style(f"{model} can be served", fg="green", bold=True)
+    return definition_list(title, [(click.style(name, bold=True), value) for name, value in rows])
+
+
+def names_of_categories(contract: Contract) -> list[str]:
+    names = contract.feature_names or [f"feature {number}" for number in range(contract.features)]
+    return [name for name, kind in zip(names, contract.feature_types, strict=False) if kind == "c"]
+
+
+def some_of(names: Sequence[str], most: int = 40) -> str:
+    more = [f"and {len(names) - most:,} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
 
 
 @main.command()

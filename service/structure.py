@@ -61,7 +61,7 @@ class Parameters:
 def find_faults(document: Any) -> list[str]:
     """The first faults, up to `MOST_FAULTS`; none if the document is a model."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return list(islice(check_model(document), MOST_FAULTS))
+        return list(dict.fromkeys(islice(check_model(document), MOST_FAULTS)))
 
 
 def check_model(document: Any) -> Iterator[str]:
@@ -321,8 +321,8 @@ def read_leaf_size(trees: Sequence[Any], parameters: Parameters) -> Generator[st
         try:
             where = f"tree {place}: tree_param"
             sizes[place] = count(member(tree, "tree_param", dict, f"tree {place}"), "size_leaf_vector", where)
-        except FaultError:
-            continue  # the tree itself says so
+        except FaultError as fault:
+            yield str(fault)
     most = max(sizes.values(), default=1)
     size = most if most > 1 else 1
     for place, found in sizes.items():
@@ -537,7 +537,8 @@ def check_ranges(nodes: Nodes, size: Column, is_leaf: Mask, is_root: Mask, is_de
 
 def check_splits(nodes: Nodes, is_leaf: Mask, is_deleted: Mask, parameters: Parameters) -> Iterator[str]:
     inner = ~is_leaf & ~is_deleted
-    wrong = inner & ((nodes.feature < 0) | (nodes.feature >= parameters.features))
+    # Of leaves as well: XGBoost takes 2^32 - 1 for the mark of a deleted node.
+    wrong = ~is_deleted & ((nodes.feature < 0) | (nodes.feature >= parameters.features))
     yield from nodes.faults(wrong, lambda node: f"feature {nodes.feature[node]} of {parameters.features}")
     endless = ~is_deleted & ~np.isfinite(nodes.value)
     yield from nodes.faults(

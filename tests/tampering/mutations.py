@@ -74,7 +74,8 @@ def make_mutation(seed: int) -> tuple[str, bytes]:
         return f"{seed}-{base}-document.{form}", write(document, form)
     data = bytearray(write(document, form))
     for _ in range(dice.choice((1, 1, 2, 8))):
-        change(data, dice)
+        if len(data) > 8:
+            change(data, dice)
     return f"{seed}-{base}-{change.__name__}.{form}", bytes(data)
 
 
@@ -153,8 +154,9 @@ def change_document(document: Any, dice: random.Random) -> None:
 def find_places(document: Any, dice: random.Random) -> Iterator[tuple[Any, Any]]:
     """Members of all objects; of lists of objects, those of one."""
     if isinstance(document, list):
-        if document and isinstance(document[0], dict):
-            yield from find_places(dice.choice(document), dice)
+        objects = [member for member in document if isinstance(member, dict)]
+        if objects:
+            yield from find_places(dice.choice(objects), dice)
         return
     for key, value in document.items():
         yield document, key

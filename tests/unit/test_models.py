@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import os
 import pickle
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from service.artifact import read_model_file
+from service.artifact import read_model_file, verify_unchanged
 from service.errors import ModelFileError
 from service.master import find_model_faults
 from service.models import find_file, find_model, load_model, natural_order
@@ -195,7 +196,10 @@ def zipped(data: bytes) -> bytes:
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "this is a web page or XML"),
         (b"binf\x00\x00", "this is XGBoost's old binary format, which 3.1 removed"),
         (b"CONFIG-offset:123", "this is a memory snapshot of a booster"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "neither JSON nor UBJSON"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "this is a Git LFS pointer; fetch the file with `git lfs pull`",
+        ),
         (b"\x00" * 100, "neither JSON nor UBJSON"),
         (b"[1, 2, 3]", "neither JSON nor UBJSON"),
         (b"\xef\xbb\xbf{}", "neither JSON nor UBJSON"),
@@ -208,14 +212,46 @@ def test_what_is_no_model_is_named(tmp_path: Path, data: bytes, reason: str) -> 
     assert refusal(path).startswith(reason)
 
 
-@pytest.mark.parametrize("data", [b"{}", b'{"learner": {}}', b'{"version": [3, 2, 0]}', b'{"a": ', b"{not json"])
-def test_json_that_is_no_model_is_refused_with_xgboosts_reason(tmp_path: Path, data: bytes) -> None:
-    """One line: XGBoost's own sentence and version, without its stack of C++ frames."""
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"{}", "the document: no learner"),
+        (b'{"version": [3, 2, 0]}', "the document: no learner"),
+        (b'{"a": ', "not a document of JSON: character 6: Expecting value"),
+        (b"{not json", "not a document of UBJSON: byte 1: expected a length, an int64"),
+    ],
+)
+def test_what_begins_as_a_model_and_is_none_is_refused(tmp_path: Path, data: bytes, reason: str) -> None:
     path = tmp_path / "model.json"
     path.write_bytes(data)
+    assert refusal(path).startswith(reason)
+
+
+def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
+    """Whoever mends the file mends it once."""
+    path = tmp_path / "model.json"
+    path.write_bytes(b'{"learner": {}}')
+    with pytest.raises(ModelFileError) as caught:
+        load_model(settings_for(path))
+    faults = [fault.removeprefix(f"{path}: ") for fault in caught.value.faults]
+    assert faults == [
+        "the document: no version",
+        "learner: no learner_model_param",
+        "learner: no objective",
+        "learner: no attributes",
+    ]
+
+
+def test_what_xgboost_refuses_is_told_in_its_words_without_those_of_the_file(tmp_path: Path, iris: Example) -> None:
+    """One line: XGBoost's own sentence and version, without its stack of C++ frames and without what it quotes."""
+    document = json.loads(iris.booster.save_raw("json"))
+    document["learner"]["learner_model_param"]["boost_from_average"] = "secret"
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(document))
     fault = refusal(path)
-    assert re.match(r"XGBoost \d+\.\d+\.\d+: .", fault)
+    assert re.match(r"XGBoost \d+\.\d+\.\d+: Invalid Parameter format", fault)
     assert "[bt]" not in fault
+    assert "secret" not in fault
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -267,16 +303,66 @@ def test_a_truncated_model_is_a_fault(tmp_path: Path, cancer: Example) -> None:
     data = cancer.path.read_bytes()
     path.write_bytes(data[: data.index(b"[$d#L", len(data) // 2) + 17])
     (fault,) = find_model_faults(settings_for(path))
-    assert fault.startswith(f"{path}: XGBoost ")
+    assert fault.startswith(f"{path}: not a document of UBJSON: ")
     assert "\n" not in fault
 
 
-def test_a_file_that_kills_xgboost_kills_nobody_else(tmp_path: Path) -> None:
-    """A million brackets end XGBoost 3.2.0 with a segmentation fault: the check before the start survives it."""
+def test_a_file_that_would_kill_xgboost_does_not_reach_it(tmp_path: Path) -> None:
+    """A million brackets end XGBoost 3.2.0 with a segmentation fault."""
     path = tmp_path / "model.json"
     path.write_bytes(b'{"learner": ' + b"[" * 1_000_000)
     (fault,) = find_model_faults(settings_for(path))
-    assert fault == f"{path}: loading it kills XGBoost (SIGSEGV)"
+    assert fault == f"{path}: not a document of JSON: byte 43: nested deeper than 32"
+
+
+def test_a_link_within_the_folder_is_followed(tmp_path: Path, iris: Example) -> None:
+    """As Kubernetes mounts a config map: the name, a link to ..data, a link to the folder of one revision."""
+    add_version(tmp_path, "..2026_11_21", iris)
+    (tmp_path / "..data").symlink_to("..2026_11_21")
+    (tmp_path / "model.ubj").symlink_to(Path("..data") / "model.ubj")
+    assert read_model_file(tmp_path / "model.ubj").digest == iris.model.identity.digest
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, iris: Example) -> None:
+    """A model must not show files of others."""
+    outside = tmp_path / "outside" / "model.ubj"
+    outside.parent.mkdir()
+    shutil.copy(iris.path, outside)
+    (tmp_path / "models").mkdir()
+    path = tmp_path / "models" / "model.ubj"
+    path.symlink_to(outside)
+    assert refusal(path).startswith("a link out of its folder")
+    (tmp_path / "models" / "1").symlink_to(outside.parent)
+    path.unlink()
+    with pytest.raises(ModelFileError, match="a link out of"):
+        find_model(tmp_path / "models")
+
+
+def test_a_folder_that_is_named_itself_may_be_a_link(tmp_path: Path, iris: Example) -> None:
+    """`current` as a link to the release is how many deploy."""
+    add_version(tmp_path / "release-7", "1", iris)
+    (tmp_path / "current").symlink_to("release-7")
+    version, path = find_model(tmp_path / "current")
+    assert (version, read_model_file(path).digest) == ("1", iris.model.identity.digest)
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    """A copy that is under way. The file is written to between two looks at it, here by whoever asks for its size."""
+    path = tmp_path / "model.ubj"
+    path.write_bytes(b"{" * 100)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno())
+        path.write_bytes(b"{" * 200)
+        with pytest.raises(ModelFileError, match="changed while it was read"):
+            verify_unchanged(path, size, os.fstat(file.fileno()), 100)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    """Sparse: 2 GiB that take no place on the disk."""
+    path = tmp_path / "model.ubj"
+    with path.open("wb") as file:
+        file.truncate(2 << 30)
+    assert refusal(path) == f"{2 << 30} bytes; expected at most {1 << 30}"
 
 
 def test_a_good_model_has_no_faults(iris: Example) -> None:
