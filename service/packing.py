@@ -19,10 +19,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -164,8 +164,9 @@ def main(path: str, digest: str, folder: str, reason: str) -> None:
         golden_digest = digest_golden_file(file.path)
         admission = admit(file)
     except ModelFileError as error:
-        print(json.dumps({"faults": error.faults}))
-        sys.exit(REFUSED)
+        refuse(error.faults)
+    except MemoryError:
+        refuse([f"{path}: loading it takes more memory than a model of its size may"])
     document = {
         "record": asdict(admission.record),
         "goldens": [asdict(golden) for golden in admission.goldens],
@@ -177,6 +178,11 @@ def main(path: str, digest: str, folder: str, reason: str) -> None:
         document |= pack_model(admission.predictor, Path(folder))
         document |= write_packed(Path(folder), document)
     print(json.dumps(document))
+
+
+def refuse(faults: Sequence[str]) -> NoReturn:
+    print(json.dumps({"faults": faults}))
+    sys.exit(REFUSED)
 
 
 def pack_model(predictor: BoosterPredictor, folder: Path) -> dict[str, str]:

@@ -177,6 +177,5 @@ def measure(predictor: Predictor, rows: Floats) -> float:
 
 def first_line(error: Any) -> str:
     """What XGBoost says, without the time, the source line, the stack of C++ frames, and what it quotes of the file."""
-    text = re.sub(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", str(error)).strip()
-    text = re.sub(r"(['\"`]).*?\1", "…", text)
-    return text.partition("\n")[0].strip() or type(error).__name__
+    text = re.sub(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", str(error)).strip().partition("\n")[0]
+    return re.sub(r"(['\"`]).*?(\1|$)", "…", text).strip() or type(error).__name__

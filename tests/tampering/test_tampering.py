@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,9 @@ from service.admission import verify_structure
 from service.artifact import read_model_file
 from service.errors import ModelFileError
 from tests.tampering import cases, ubjson
+from tests.tampering.mutations import make_mutation
+
+ROOT = Path(__file__).parents[2]
 
 CASES = {name: (data, reason) for name, data, reason in cases.make_cases()}
 
@@ -39,3 +45,35 @@ def test_the_files_they_are_made_from_are_admitted(base: str, tmp_path: Path) ->
     document = cases.document_of(base)
     for data in (json.dumps(document).encode(), ubjson.write(document)):
         assert verify_structure(tmp_path / "model", data)
+
+
+def fuzz(count: int, first: int, kept: Path) -> dict[str, int]:
+    """How many mutations came to which end, in processes that have one thread when they fork."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.tampering.fuzz", str(count), str(first), str(kept)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, int] = json.loads(done.stdout)
+    print(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("count", "first"),
+    [
+        pytest.param(200, 0, marks=pytest.mark.timeout(300)),
+        pytest.param(10_000, 1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(3600)]),
+    ],
+)
+def test_every_mutation_is_refused_or_harmless(tmp_path: Path, count: int, first: int) -> None:
+    """Harmless: it loads, it predicts, and the packed form gives the same bits as XGBoost. None kills its process."""
+    found = fuzz(count, first, tmp_path)
+    harmless = ("refused by its structure", "refused by XGBoost", "packed", "XGBoost serves")
+    assert sum(found.values()) == count
+    assert set(found) <= set(harmless), sorted(path.name for path in tmp_path.iterdir())
+    assert all(found.get(end, 0) > count // 100 for end in ("refused by its structure", "packed")), found
+
+
+def test_the_same_seed_gives_the_same_file() -> None:
+    """What a run reports can be made again."""
+    assert all(make_mutation(seed) == make_mutation(seed) for seed in range(20))

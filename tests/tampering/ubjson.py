@@ -27,8 +27,9 @@ TYPED = {
 }
 
 
+@np.errstate(over="ignore")
 def write(value: Any, name: str = "") -> bytes:
-    """A value that a typed array cannot hold makes it a plain array."""
+    """Numbers beyond float32 become infinite, as with XGBoost. A value that a typed array cannot hold makes it a plain array."""
     if isinstance(value, dict):
         members = (text(key) + write(member, key) for key, member in value.items())
         return b"{" + b"".join(members) + b"}"
@@ -39,7 +40,7 @@ def write(value: Any, name: str = "") -> bytes:
     if value is None or isinstance(value, bool):
         return {None: b"Z", True: b"T", False: b"F"}[value]
     if isinstance(value, float):
-        return b"d" + struct.pack(">f", value)
+        return b"d" + np.array(value, ">f8").astype(">f4").tobytes()
     if not -(2**63) <= value < 2**63:
         return b"H" + text(str(value))
     return b"L" + struct.pack(">q", value)
@@ -49,8 +50,7 @@ def write_list(values: list[Any], name: str) -> bytes:
     if name in TYPED:
         kind, dtype = TYPED[name]
         try:
-            with np.errstate(over="ignore"):
-                array = np.array(values, dtype)
+            array = np.array(values, dtype)
         except (ValueError, TypeError, OverflowError):
             pass
         else:

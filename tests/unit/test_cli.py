@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,3 +146,77 @@ def test_an_unknown_command_is_the_shells_exit_code_2() -> None:
     result = run("sevre")
     assert result.exit_code == 2
     assert "Traceback" not in result.output
+
+
+def test_check_lists_all_faults_of_a_model(tmp_path: Path) -> None:
+    """One line says that there are several, each has a line with its place."""
+    path = tmp_path / "model.json"
+    path.write_bytes(b'{"learner": {"attributes": {}}}')
+    result = run("check", str(path))
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        f"xgboost-server: {path} cannot be served, 3 faults:",
+        "  the document: no version",
+        "  learner: no learner_model_param",
+        "  learner: no objective",
+    ]
+
+
+def test_check_tells_machines_in_json(tmp_path: Path, iris: Example) -> None:
+    path = tmp_path / "model.json"
+    path.write_bytes(b"{}")
+    refused, admitted = run("check", "--json", str(path)), run("check", "--json", str(iris.path))
+    assert (refused.exit_code, admitted.exit_code) == (1, 0)
+    assert json.loads(refused.stdout) == {"servable": False, "faults": [f"{path}: the document: no learner"]}
+    said = json.loads(admitted.stdout)
+    assert (said["servable"], said["faults"], said["engine"]) == (True, [], "packed")
+    assert said["record"]["digest"] == f"sha256:{iris.model.identity.digest}"
+
+
+def test_check_writes_the_admission_record(tmp_path: Path, iris: Example) -> None:
+    """The same bytes each time, so that a record can be committed and compared."""
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    for path in (first, second):
+        assert run("check", str(iris.path), "--record", str(path)).exit_code == 0
+    assert first.read_bytes() == second.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.json", "second.json"]
+    assert json.loads(first.read_bytes()) == {
+        "schema": 1,
+        "tool": f"xgboost-server {__version__}",
+        "digest": f"sha256:{iris.model.identity.digest}",
+        "bytes": iris.path.stat().st_size,
+        "xgboost": "3.2.0",
+        "booster": "gbtree",
+        "objective": "multi:softmax",
+        "trees": 60,
+        "golden_rows": 12,
+        "contract": {
+            "features": 4,
+            "feature_names": list(iris.names),
+            "feature_types": [],
+            "outputs": 1,
+            "rounds": 20,
+        },
+    }
+
+
+def test_a_refused_model_leaves_no_record(tmp_path: Path) -> None:
+    """An older one stays as it is."""
+    path, record = tmp_path / "model.json", tmp_path / "record.json"
+    path.write_bytes(b"{}")
+    record.write_text("older")
+    fault_of(run("check", str(path), "--record", str(record)))
+    assert record.read_text() == "older"
+
+
+def test_check_pins_a_digest(iris: Example) -> None:
+    """With or without the prefix that registries write before it."""
+    digest = iris.model.identity.digest
+    assert run("check", str(iris.path), "--sha256", f"sha256:{digest}").exit_code == 0
+    assert f"the sha256 is {digest}" in fault_of(run("check", str(iris.path), "--sha256", "0" * 64))
+
+
+def test_check_says_where_a_record_cannot_be_written(tmp_path: Path, iris: Example) -> None:
+    place = tmp_path / "gone" / "record.json"
+    assert fault_of(run("check", str(iris.path), "--record", str(place))) == f"{place}: No such file or directory"
