@@ -42,10 +42,9 @@ def create_target_machine() -> Any:
     """As numba's own, but for code that can be moved."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    config = numba.config
     return llvm.Target.from_default_triple().create_target_machine(
-        cpu=config.CPU_NAME or llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten() if config.CPU_FEATURES is None else config.CPU_FEATURES,
+        cpu=numba.config.CPU_NAME or llvm.get_host_cpu_name(),
+        features=kernels.FEATURES,
         opt=3,
         reloc="pic",
         codemodel="small",

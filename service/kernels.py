@@ -29,6 +29,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 from numpy.typing import NDArray
@@ -73,8 +74,11 @@ Words = NDArray[np.uint32]
 # A number whose width numba infers; mypy takes numpy's integers for no int.
 Number = Any
 
-# Rows that the blocks kernel takes at once, and numbers in a vector: eight vectors of masks stay in registers.
-BLOCK = 128
+# What the processor can do that numba compiles for: this one, unless numba is told otherwise.
+FEATURES: str = get_host_cpu_features() if numba.config.CPU_FEATURES is None else numba.config.CPU_FEATURES
+# Rows that the blocks kernel takes at once: their masks stay in registers, and AVX-512 has twice as large ones as others.
+# Numbers in a vector, which LLVM cuts up where registers are smaller.
+BLOCK = 128 if "+avx512f" in FEATURES else 64
 LANES = 16
 # Of a row of the tables, read flat.
 TREE, SEGMENT, TEST, CODE = 5, 6, 3, 3
@@ -239,6 +243,11 @@ def root_of(trees: Ints, tree: Number) -> Number:
 
 
 @inline
+def depth_of(trees: Ints, tree: Number) -> Number:
+    return trees[tree * U(TREE) + U(DEPTH)]
+
+
+@inline
 def descend(
     nodes: Ints, words: Words | None, walk: Floats, depth: int, offsets: tuple[Number, ...], roots: tuple[Number, ...]
 ) -> tuple[Number, ...]:
@@ -267,19 +276,28 @@ def walk_eight(
     nodes: Ints, words: Words | None, trees: Ints, walk: Floats, first: int, last: int
 ) -> tuple[Number, ...]:
     """Leaves of one row in eight trees; past the last one, the last one's again."""
+    t0, t1, t2, t3 = first, min(first + 1, last), min(first + 2, last), min(first + 3, last)
+    t4, t5, t6, t7 = min(first + 4, last), min(first + 5, last), min(first + 6, last), min(first + 7, last)
     roots = (
-        root_of(trees, U(first)),
-        root_of(trees, U(min(first + 1, last))),
-        root_of(trees, U(min(first + 2, last))),
-        root_of(trees, U(min(first + 3, last))),
-        root_of(trees, U(min(first + 4, last))),
-        root_of(trees, U(min(first + 5, last))),
-        root_of(trees, U(min(first + 6, last))),
-        root_of(trees, U(min(first + 7, last))),
+        root_of(trees, U(t0)),
+        root_of(trees, U(t1)),
+        root_of(trees, U(t2)),
+        root_of(trees, U(t3)),
+        root_of(trees, U(t4)),
+        root_of(trees, U(t5)),
+        root_of(trees, U(t6)),
+        root_of(trees, U(t7)),
     )
-    depth = 0
-    for t in range(first, min(first + 8, last + 1)):
-        depth = max(depth, trees[U(t * TREE + DEPTH)])
+    depth = max(
+        depth_of(trees, U(t0)),
+        depth_of(trees, U(t1)),
+        depth_of(trees, U(t2)),
+        depth_of(trees, U(t3)),
+        depth_of(trees, U(t4)),
+        depth_of(trees, U(t5)),
+        depth_of(trees, U(t6)),
+        depth_of(trees, U(t7)),
+    )
     start = U(0)
     same = (start, start, start, start, start, start, start, start)
     leaves: tuple[Number, ...] = descend(nodes, words, walk, depth, same, roots)
