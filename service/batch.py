@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+# From a text and the position of a bracket to the matrix that begins there and where it ends, if it is a plain one.
+ReadMatrix = Callable[[bytes, int], tuple[Floats, int] | None]
 
 
 @dataclass(slots=True)
 class Incoming:
-    """One request, whole: header names in lower case, the body already inflated."""
+    """One request, whole: header names in lower case, the body already inflated.
+
+    `read_matrix` is machine code for plain matrices of numbers, where the edge has some: it travels with the request, so
+    that a wire that has no use for it need not know of it.
+    """
 
     method: str
     path: str
@@ -21,6 +27,7 @@ class Incoming:
     body: bytes
     request_id: str
     query: str = ""
+    read_matrix: ReadMatrix | None = None
 
 
 @dataclass(slots=True)

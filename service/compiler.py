@@ -16,12 +16,12 @@ import llvmlite.binding as llvm
 import numba
 from numba.core import types
 
-from service import kernels
+from service import decimals, kernels
 from service.elf import link
 from service.machine_code import Image, code_path, write_image
 
 # All the functions that the serving processes may call.
-EXPORTED = kernels.EXPORTED
+EXPORTED = (*kernels.EXPORTED, *decimals.EXPORTED)
 
 
 def compile_image() -> Image:

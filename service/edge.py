@@ -16,7 +16,7 @@ import zlib
 
 import orjson
 
-from service.batch import Batch, Incoming, Observation, Outgoing, Stages
+from service.batch import Batch, Incoming, Observation, Outgoing, ReadMatrix, Stages
 from service.errors import (
     InternalError,
     MalformedBodyError,
@@ -97,6 +97,7 @@ class Edge:
         self.scorer: Scorer | None = None
         # More rows than these would hold the event loop for too long: they are scored on a thread.
         self.loop_rows = 0
+        self._read_matrix: ReadMatrix | None = None
         # Exact paths of the served model, so that the fast door finds a route with one look-up.
         self.routes: dict[str, Route] = {}
         self.identity_headers: tuple[tuple[str, str], ...] = ()
@@ -117,6 +118,7 @@ class Edge:
         self.routes = {route.template.format(model=identity.name, version=identity.version): route for route in ROUTES}
         self.recorder.write_model(identity, model.load_seconds, model.predictor.engine)
         self.loop_rows = model.predictor.loop_rows
+        self._read_matrix = model.read_matrix
         self.scorer = scorer
         self.unready = ""
 
@@ -151,6 +153,7 @@ class Edge:
                 raise OverloadedError("requests in flight")
             if "content-encoding" in incoming.headers:
                 self.inflate(incoming)
+            incoming.read_matrix = self._read_matrix
             batch = route.decode(incoming)
             if len(batch.values) > self.settings.max_rows_per_request:
                 raise PayloadTooLargeError("rows", self.settings.max_rows_per_request)

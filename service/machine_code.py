@@ -30,7 +30,7 @@ from pathlib import Path
 from service.ensemble import write_synced
 
 # What the code is made from; a change of any of these makes other code.
-SOURCES = ("kernels.py", "ensemble.py", "compiler.py", "elf.py")
+SOURCES = ("kernels.py", "decimals.py", "ensemble.py", "compiler.py", "elf.py")
 COMPILERS = ("numba", "llvmlite")
 COMPILE_SECONDS = 120
 # Lines of /proc/cpuinfo that say what a processor can do, on x86 and on ARM.

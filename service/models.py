@@ -10,10 +10,10 @@ from pathlib import Path
 
 from service.admission import Record
 from service.artifact import ModelFile, read_model_file
-from service.batch import ModelIdentity
+from service.batch import ModelIdentity, ReadMatrix
 from service.errors import ModelFileError
 from service.golden import verify_golden
-from service.packing import Packed, find_cache, prepare
+from service.packing import Packed, find_cache, load_reader, prepare
 from service.predictor import BoosterPredictor, Predictor
 from service.settings import Settings
 
@@ -28,6 +28,7 @@ class LoadedModel:
     predictor: Predictor
     load_seconds: float
     record: Record
+    read_matrix: ReadMatrix | None = None
 
 
 def find_model(place: Path) -> tuple[str, Path]:
@@ -94,7 +95,10 @@ def load_model(settings: Settings) -> LoadedModel:
     """The model that the settings name, ready to predict, or `ModelFileError`."""
     began = time.perf_counter()
     version, file = find_file(settings)
-    packed = prepare(file, find_cache(settings.cache_dir))
+    cache = find_cache(settings.cache_dir)
+    packed = prepare(file, cache)
     predictor = create_predictor(file, packed)
     identity = ModelIdentity(settings.model_name, version, file.digest)
-    return LoadedModel(identity, predictor, time.perf_counter() - began, packed.record)
+    # Where the kernels run, which says that the cache is there and can be trusted, so does the reader.
+    read_matrix = load_reader(cache) if predictor.engine == "packed" else None
+    return LoadedModel(identity, predictor, time.perf_counter() - began, packed.record, read_matrix)

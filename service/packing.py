@@ -47,6 +47,7 @@ from service.errors import ModelFileError
 from service.golden import Golden, digest_golden_file
 from service.machine_code import load_code
 from service.predictor import BoosterPredictor, PackedPredictor
+from service.wire.plain import MatrixReader
 
 # Ours, of the folder: raise it when packed.json or the comparison changes.
 LAYOUT = 2
@@ -152,6 +153,11 @@ def run_packing(file: ModelFile, folder: Path | None, reason: str) -> Packed:
     if done.returncode == REFUSED:
         raise ModelFileError(*found["faults"])
     return Packed.from_document(found, folder or file.path.parent)
+
+
+def load_reader(cache: Path) -> MatrixReader:
+    """What reads plain matrices of numbers from JSON; compiled with the kernels."""
+    return MatrixReader(load_code(kernel_cache(cache)).function("read_matrix", keeps_lock=True))
 
 
 # In the throw-away process.

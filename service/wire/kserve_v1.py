@@ -13,13 +13,18 @@ import orjson
 from service.batch import Batch, Incoming, Outgoing, Scores
 from service.errors import InvalidInputError, ServiceError
 from service.wire.matrix import kind, read_document, read_rows, verify_json_type
+from service.wire.plain import envelope, read_enveloped
 
 JSON = "application/json"
 NUMPY = orjson.OPT_SERIALIZE_NUMPY
+ENVELOPE = envelope("instances", "inputs")
 
 
 def decode(incoming: Incoming) -> Batch:
     verify_json_type(incoming)
+    plain = read_enveloped(incoming, ENVELOPE)
+    if plain is not None and plain[0].ndim == 2:
+        return Batch(*plain)
     document = read_document(incoming.body)
     if not isinstance(document, dict):
         raise InvalidInputError("body", f"expected an object with the key 'instances', got {kind(document)}")

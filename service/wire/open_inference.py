@@ -26,6 +26,7 @@ from service.wire.matrix import (
     verify_json_type,
     verify_range,
 )
+from service.wire.plain import read_tensor_document
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
@@ -64,7 +65,9 @@ class Reply:
 def decode(incoming: Incoming) -> Batch:
     """Rows of one request; `null` and NaN are missing values."""
     head, tensors = split(incoming)
-    document = read_document(head)
+    document = read_tensor_document(incoming) if head is incoming.body else None
+    if document is None:
+        document = read_document(head)
     if not isinstance(document, dict):
         raise InvalidInputError("body", f"expected an object with the key 'inputs', got {kind(document)}")
     inputs = document.get("inputs")
@@ -193,16 +196,8 @@ def read_numbers(tensor: dict[str, Any], shape: tuple[int, ...], place: str) -> 
     """JSON data, flat in row-major order or nested as the shape says."""
     data = tensor.get("data")
     place = f"{place}.data"
-    if not isinstance(data, list):
-        raise InvalidInputError(place, f"expected a list of numbers, got {kind(data)}")
-    if not (all(map(only_numbers, data)) if are_lists(data) else only_numbers(data)):
-        explain(data, place, shape)
-    try:
-        with np.errstate(over="ignore"):
-            values = np.array(data, dtype=np.float32)
-    except (ValueError, TypeError, OverflowError):
-        explain(data, place, shape)
-        raise InvalidInputError(place, "expected numbers") from None
+    # An array has been read as plain numbers already (`read_tensor_document`).
+    values = data if isinstance(data, np.ndarray) else to_array(data, place, shape)
     if values.size != math.prod(shape) or (values.ndim > 1 and values.shape != shape):
         raise InvalidInputError(
             place,
@@ -212,6 +207,19 @@ def read_numbers(tensor: dict[str, Any], shape: tuple[int, ...], place: str) -> 
         )
     verify_range(values, place)
     return values.reshape(shape)
+
+
+def to_array(data: Any, place: str, shape: tuple[int, ...]) -> Floats:
+    if not isinstance(data, list):
+        raise InvalidInputError(place, f"expected a list of numbers, got {kind(data)}")
+    if not (all(map(only_numbers, data)) if are_lists(data) else only_numbers(data)):
+        explain(data, place, shape)
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(data, dtype=np.float32)
+    except (ValueError, TypeError, OverflowError):
+        explain(data, place, shape)
+        raise InvalidInputError(place, "expected numbers") from None
 
 
 def are_lists(data: list[Any]) -> bool:

@@ -11,6 +11,7 @@ Errors are problem+json (RFC 9457).
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -18,15 +19,21 @@ import orjson
 from service.batch import Batch, Incoming, Outgoing, Scores
 from service.errors import InvalidInputError, ServiceError
 from service.wire.matrix import kind, read_document, read_rows, verify_json_type
+from service.wire.plain import BARE, envelope, read_enveloped
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
 ENVELOPES = ("features", "instances")
 NUMPY = orjson.OPT_SERIALIZE_NUMPY
+BEFORE_ROWS = (envelope(*ENVELOPES), BARE)
+BEFORE_X = (envelope("X"),)
 
 
 def decode_predict(incoming: Incoming) -> Batch:
     verify_json_type(incoming)
+    plain = read_plain(incoming, BEFORE_ROWS)
+    if plain is not None:
+        return plain
     document = read_document(incoming.body)
     if not isinstance(document, dict):
         return to_batch(document, "body", incoming, keys=0)
@@ -40,11 +47,25 @@ def decode_predict(incoming: Incoming) -> Batch:
 
 def decode_score(incoming: Incoming) -> Batch:
     verify_json_type(incoming)
+    plain = read_plain(incoming, BEFORE_X)
+    if plain is not None:
+        return plain
     document = read_document(incoming.body)
     if not isinstance(document, dict) or "X" not in document:
         got = "an object without it" if isinstance(document, dict) else kind(document)
         raise InvalidInputError("body", f"expected an object with the key 'X', got {got}")
     return to_batch(document["X"], "X", incoming, keys=len(document))
+
+
+def read_plain(incoming: Incoming, patterns: tuple[re.Pattern[bytes], ...]) -> Batch | None:
+    """The rows of a body that is nothing but numbers in brackets, one bare row as a batch of one."""
+    for before in patterns:
+        found = read_enveloped(incoming, before)
+        if found is not None:
+            values, key = found
+            is_bare = values.ndim == 1
+            return Batch(values.reshape(1, -1) if is_bare else values, key or "body", reply=is_bare)
+    return None
 
 
 def to_batch(rows: Any, place: str, incoming: Incoming, keys: int) -> Batch:

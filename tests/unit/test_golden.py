@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from service.artifact import read_model_file
+from service.engine import Engine
 from service.errors import ModelFileError
 from service.golden import MOST_ROWS, find_golden_file, read_goldens, verify_golden
-from service.kernels import Engine
 from service.models import LoadedModel, find_file, load_model
 from service.packing import find_cache, kernel_cache, prepare
 from service.settings import read_settings

@@ -33,6 +33,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "head",
         "wire",
         "kernels",
+        "decimals",
         "ensemble",
         "auth",
         "machine_code",
