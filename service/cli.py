@@ -211,7 +211,9 @@ def score(
         with shell_signals(), files.open_source(job, sys.stdin.buffer) as source:
             scorer = Scorer(load_model(read_model_settings(model)))
             with files.open_target(job, sys.stdout.buffer) as target:
-                wanted = Wanted(scorer.contract.features, scorer.contract.feature_names, keep, ignore)
+                wanted = Wanted(
+                    scorer.contract.features, scorer.contract.feature_names, tuple(dict.fromkeys(keep)), ignore
+                )
                 progress = files.score_file(scorer, source, target, wanted, margin)
                 follow(progress, source.size is not None, is_hidden=quiet or target.is_terminal)
     except RowsFileError as error:

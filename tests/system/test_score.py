@@ -60,6 +60,17 @@ def test_a_filter_in_a_pipe() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"score\n1.0\n1.0\n1.0\n", b"")
 
 
+def test_a_column_that_is_kept_twice_is_kept_once() -> None:
+    data = b"id,sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\na," + ROW
+    done = score("-", "--format", "csv", "--keep", "id", "--keep", "id", data=data)
+    assert (done.returncode, done.stdout) == (0, b"id,score\na,1.0\n")
+
+
+def test_a_command_line_that_is_not_right_is_the_shells_exit_code_2() -> None:
+    for arguments in ((), ("rows.csv", "--to", "xlsx"), ("rows.csv", "--margins")):
+        assert score(*arguments).returncode == 2
+
+
 def test_an_arrow_stream_goes_through_pipes() -> None:
     """From one run into the next format and back."""
     arrow = score("-", "--format", "csv", "--to", "arrow", data=ROW * 3)
