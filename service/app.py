@@ -12,6 +12,7 @@ from service.machine import ControlGroup
 from service.metrics import READY, Block, Recorder
 from service.models import LoadedModel, load_model
 from service.settings import Settings, read_settings
+from service.swaps import Repository
 from service.web import add_routes
 
 
@@ -29,9 +30,12 @@ def create_app(settings: Settings | None = None, *, model: LoadedModel | None = 
     return create_app_around(edge)
 
 
-def create_app_around(edge: Edge) -> Flask:
-    """The application over an edge that may get its model later; the edge is in `app.extensions["scorer"]`."""
+def create_app_around(edge: Edge, repository: Repository | None = None) -> Flask:
+    """The application over an edge that may get its model later; the edge is in `app.extensions["scorer"]`.
+
+    Without a repository the model cannot be changed.
+    """
     app = Flask("service", static_folder=None)
     app.extensions["scorer"] = edge
-    add_routes(app, edge, ControlGroup())
+    add_routes(app, edge, ControlGroup(), repository)
     return app

@@ -66,6 +66,14 @@ class ModelIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """Numbers of the last generation of workers whose swap is over, and of the last that had to be given up."""
+
+    announced: int
+    reverted: int
+
+
+@dataclass(frozen=True, slots=True)
 class Contract:
     """What a model expects and gives.
 

@@ -52,6 +52,9 @@ OTHER_ROUTES = (
     "/v2/models/{model}/versions/{version}",
     "/v2/models/{model}/versions/{version}/ready",
     "/v2/repository/index",
+    "/v2/repository/models/{model}/load",
+    "/v2/repository/models/{model}/unload",
+    "/v2/repository/models/{model}/rollback",
 )
 UNMATCHED = "unmatched"
 # The labels of the metrics: every route with its wire, and what matched none.

@@ -5,14 +5,19 @@
     ├── MalformedBodyError             400   malformed-body         not JSON, truncated, not the encoding it claims
     ├── InvalidInputError              400   invalid-input          a value, a shape or a key is not what it should be
     │   └── FeatureMismatchError       400   feature-mismatch       width or names differ from the model's features
+    ├── UnsupportedError               400   unsupported            this server has no such thing
+    ├── ForbiddenError                 403   forbidden              not for callers
     ├── RouteNotFoundError             404   route-not-found
     ├── ModelNotFoundError             404   model-not-found
     ├── MethodNotAllowedError          405   method-not-allowed
     ├── ReadTimeoutError               408   read-timeout           head or body did not arrive in time
+    ├── SwapUnderWayError              409   swap-under-way         one change of model at a time
+    ├── NoPreviousVersionError         409   no-previous-version    nothing to roll back to
     ├── PayloadTooLargeError           413   payload-too-large      bytes, rows or chunks over the limit
     ├── TargetTooLongError             414   target-too-long
     ├── UnsupportedMediaTypeError      415   unsupported-media-type
     ├── ExpectationFailedError         417   expectation-failed
+    ├── ModelRefusedError              422   model-refused          a model that cannot be served; the one before goes on
     ├── HeadTooLargeError              431   head-too-large
     ├── PredictionError                500   prediction-failed      the model failed on rows that passed every check
     ├── InternalError                  500   internal-error
@@ -70,6 +75,19 @@ class FeatureMismatchError(InvalidInputError):
     code = "feature-mismatch"
 
 
+class UnsupportedError(ServiceError):
+    status = 400
+    code = "unsupported"
+
+
+class ForbiddenError(ServiceError):
+    status = 403
+    code = "forbidden"
+
+    def __init__(self) -> None:
+        super().__init__("only from this machine and not through a proxy; SCORER_ADMIN_PORT opens a port for this")
+
+
 class RouteNotFoundError(ServiceError):
     status = 404
     code = "route-not-found"
@@ -103,6 +121,22 @@ class ReadTimeoutError(ServiceError):
         super().__init__(f"the {part} did not arrive within {timeout_seconds:g} seconds")
 
 
+class SwapUnderWayError(ServiceError):
+    status = 409
+    code = "swap-under-way"
+
+    def __init__(self) -> None:
+        super().__init__("another change of the model is under way; try again when it is over")
+
+
+class NoPreviousVersionError(ServiceError):
+    status = 409
+    code = "no-previous-version"
+
+    def __init__(self) -> None:
+        super().__init__("there is no previous version to go back to")
+
+
 class PayloadTooLargeError(ServiceError):
     status = 413
     code = "payload-too-large"
@@ -130,6 +164,15 @@ class ExpectationFailedError(ServiceError):
 
     def __init__(self) -> None:
         super().__init__("the only expectation this server knows is 100-continue")
+
+
+class ModelRefusedError(ServiceError):
+    status = 422
+    code = "model-refused"
+
+    def __init__(self, reason: str, served_version: str) -> None:
+        super().__init__(f"{reason}; version {served_version} goes on serving")
+        self.reason = reason
 
 
 class HeadTooLargeError(ServiceError):
@@ -176,14 +219,19 @@ ERRORS: tuple[type[ServiceError], ...] = (
     MalformedBodyError,
     InvalidInputError,
     FeatureMismatchError,
+    UnsupportedError,
+    ForbiddenError,
     RouteNotFoundError,
     ModelNotFoundError,
     MethodNotAllowedError,
     ReadTimeoutError,
+    SwapUnderWayError,
+    NoPreviousVersionError,
     PayloadTooLargeError,
     TargetTooLongError,
     UnsupportedMediaTypeError,
     ExpectationFailedError,
+    ModelRefusedError,
     HeadTooLargeError,
     PredictionError,
     InternalError,

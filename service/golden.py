@@ -98,10 +98,15 @@ def find_golden_file(model: Path) -> Path | None:
     return own if own.exists() else None
 
 
-def digest_golden_file(model: Path) -> str:
-    """sha256 of the file beside the model; empty if there is none."""
+def read_golden_file(model: Path) -> bytes:
+    """The file beside the model; empty if there is none."""
     beside = find_golden_file(model)
-    return hashlib.sha256(read_file(beside, MOST_BYTES)).hexdigest() if beside else ""
+    return read_file(beside, MOST_BYTES) if beside else b""
+
+
+def digest_golden(data: bytes) -> str:
+    """sha256; empty if there are none."""
+    return hashlib.sha256(data).hexdigest() if data else ""
 
 
 def read_goldens(file: ModelFile, attribute: str | None, contract: Contract) -> list[Golden]:

@@ -4,8 +4,7 @@ The master never imports xgboost (dmlc/xgboost#8040) and has exactly one thread.
 the model, runs in a throw-away process: a file that kills XGBoost kills only that. The kernels are compiled, or read from
 the cache, before the fork, so that no worker does it again.
 
-`Master` adds to Gunicorn 27's arbiter what its hooks cannot do: the cause of a worker's exit, which `child_exit`
-does not get, and a reload that is refused when the new workers could not serve.
+The life of the workers is in `succession.py`.
 """
 
 from __future__ import annotations
@@ -24,13 +23,15 @@ from gunicorn.arbiter import Arbiter
 
 from service.edge import ROUTE_LABELS
 from service.errors import StartError
-from service.logs import create_log
+from service.generations import Generation, RunFolder, create_run_folder, find_parent
 from service.machine import ControlGroup, default_workers
 from service.machine_code import load_code
 from service.metrics import Block
 from service.models import find_file
 from service.packing import find_cache, kernel_cache, prepare, verify_cache
 from service.settings import Settings, read_settings
+from service.succession import Master
+from service.swaps import create_first
 
 
 def gunicorn_options(settings: Settings) -> dict[str, Any]:
@@ -139,13 +140,17 @@ def freeze_memory(arbiter: Any) -> None:
 
 
 def claim_slot(arbiter: Any, worker: Any) -> None:
+    """Before the fork: what the worker inherits. Gunicorn's own arbiter knows no generations."""
     worker.scorer_block = arbiter.scorer_block
-    worker.scorer_slot = arbiter.scorer_block.claim(worker.age)
+    generation: Generation | None = getattr(arbiter, "generation", None)
+    worker.scorer_run, worker.scorer_generation = getattr(arbiter, "run_folder", None), generation
+    worker.scorer_slot = arbiter.scorer_block.claim(worker.age, generation.number if generation is not None else 0)
     if worker.scorer_slot is None:
         arbiter.log.error("no free slot for the metrics of another worker; its counts will be lost")
 
 
 def release_slot(arbiter: Any, worker: Any) -> None:
+    worker.scorer_is_released = True
     if worker.scorer_slot is not None:
         arbiter.scorer_block.release(worker.scorer_slot, exit_cause(arbiter, worker))
 
@@ -168,33 +173,13 @@ def exit_cause(arbiter: Any, worker: Any) -> str:
     return "quit" if status.si_status in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT) else "crashed"
 
 
-class Master(Arbiter):  # type: ignore[misc]  # gunicorn 27 has no type hints
-    """Gunicorn's arbiter that knows why a worker went, and refuses to reload into a model that cannot be served."""
-
-    def reap_workers(self) -> None:
-        """Look at each dead worker's status before Gunicorn takes it away."""
-        for pid, worker in list(self.WORKERS.items()):
-            try:
-                status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                continue
-            if status is not None:
-                worker.scorer_exit = status
-        super().reap_workers()
-
-    def handle_hup(self) -> None:
-        try:
-            faults = list(find_model_faults(read_settings(os.environ)))
-        except StartError as error:
-            faults = list(error.faults)
-        if faults:
-            create_log().error("reload refused, the running workers go on", extra={"faults": faults})
-            return
-        super().handle_hup()
-
-
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn 27 has no type hints
     """Gunicorn, configured by our settings instead of its command line."""
+
+    def __init__(self, run: RunFolder, first: Generation) -> None:
+        self._run_folder = run
+        self._first = first
+        super().__init__()
 
     def load_config(self) -> None:
         for name, value in gunicorn_options(read_settings(os.environ)).items():
@@ -206,7 +191,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn 27 has no type 
         return create_app()
 
     def run(self) -> None:
-        Master(self).run()
+        Master(self, self._run_folder, self._first).run()
 
 
 def run_server() -> None:
@@ -214,4 +199,5 @@ def run_server() -> None:
     faults = list(find_faults(os.environ))
     if faults:
         raise StartError(faults)
-    Server().run()
+    with create_run_folder(find_parent()) as run:
+        Server(run, create_first(read_settings(os.environ), run)).run()

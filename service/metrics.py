@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batch import ModelIdentity, Observation
+from service.batch import ModelIdentity, Observation, Progress
 from service.errors import ERRORS
 
 # Seconds. The first bound is below one scored row, the last above any time limit.
@@ -32,10 +32,13 @@ BUCKETS = (
     0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
 HISTOGRAM_CELLS = len(BUCKETS) + 2  # one more for +Inf, one for the sum
-STATUSES = ("200", "400", "404", "405", "408", "413", "414", "415", "417", "431", "500", "503", "other")
+STATUSES = (
+    "200", "400", "403", "404", "405", "408", "409", "413", "414", "415", "417", "422", "431", "500", "503", "other",
+)  # fmt: skip
 STAGES = ("decode", "predict", "encode")
 REASONS = tuple(sorted({error.code for error in ERRORS}))
 EXIT_CAUSES = ("drained", "quit", "boot", "timeout", "oom", "killed", "crashed", "error", "unknown")
+SWAP_RESULTS = ("done", "refused", "reverted")
 WORKER_STATES = ("booting", "ready", "draining")
 BOOTING, READY, DRAINING = range(1, 4)
 
@@ -74,6 +77,9 @@ FAMILIES = (
     Family("scorer_workers", "gauge", "Workers alive, by state.", ("state",)),
     Family("scorer_model_info", "gauge", "Workers serving this model.", ("model", "version", "digest", "engine")),
     Family("scorer_model_load_seconds", "gauge", "Time the newest worker took to load the model."),
+    Family("scorer_model_swaps_total", "counter", "Changes of the model, by what came of them.", ("result",)),
+    Family("scorer_model_swap_seconds", "gauge", "Time of the last swap, from its admission to its announcement."),
+    Family("scorer_model_refused", "gauge", "1 while the newest model that was found is refused."),
     Family("scorer_worker_starts_total", "counter", "Workers started."),
     Family("scorer_worker_exits_total", "counter", "Workers gone, by cause.", ("cause",)),
     Family("scorer_start_time_seconds", "gauge", "Unix time at which the server started."),
@@ -100,8 +106,8 @@ class Layout:
     """Where each cell of a row is; the same in every process that knows the same routes."""
 
     # Cells of a worker's state: gauges, cleared when it dies.
-    STATE, PID, AGE, IN_FLIGHT, CONNECTIONS, BUSY_RATIO, LOAD_SECONDS, DRAINED = range(8)
-    GAUGES = 8
+    STATE, PID, AGE, IN_FLIGHT, CONNECTIONS, BUSY_RATIO, LOAD_SECONDS, DRAINED, GENERATION = range(9)
+    GAUGES = 9
 
     def __init__(self, routes: Sequence[tuple[str, str]]) -> None:
         self.routes = tuple(routes)
@@ -123,6 +129,7 @@ class Layout:
         self.response_bytes = take(1)
         self.connections = take(1)
         self.busy_seconds = take(1)
+        self.swaps = take(len(SWAP_RESULTS))
         # Written by the master alone, in the row of the dead.
         self.starts = take(1)
         self.exits = take(len(EXIT_CAUSES))
@@ -137,7 +144,8 @@ class Block:
 
     # Cells of the head.
     VERSION, STARTED_AT, MASTER_PID, CPU_USER, CPU_SYSTEM, DEAD_MODEL_COUNT, WAS_READY, EXPECTED = range(8)
-    HEAD = 8
+    ANNOUNCED, REVERTED, REFUSED, SWAP_SECONDS = range(8, 12)
+    HEAD = 12
 
     def __init__(self, routes: Sequence[tuple[str, str]], slots: int = SLOTS) -> None:
         self.layout = Layout(routes)
@@ -156,7 +164,7 @@ class Block:
 
     # Slots: the master's part.
 
-    def claim(self, age: int = 0) -> int | None:
+    def claim(self, age: int = 0, generation: int = 0) -> int | None:
         """A free slot, now in use, for the age-th worker; None when all are taken."""
         free = np.flatnonzero(self._table[1:, Layout.STATE] == 0)
         if not len(free):
@@ -164,12 +172,17 @@ class Block:
         slot = int(free[0])
         self._table[slot + 1, Layout.STATE] = BOOTING
         self._table[slot + 1, Layout.AGE] = age
+        self._table[slot + 1, Layout.GENERATION] = generation
         self._table[0, self.layout.starts] += 1
         return slot
 
     def has_drained(self, slot: int) -> bool:
         """Whether the worker of this slot came to the end of its drain."""
         return bool(self._table[slot + 1, Layout.DRAINED])
+
+    def is_ready(self, slot: int) -> bool:
+        """Whether the worker of this slot scores."""
+        return bool(self._table[slot + 1, Layout.STATE] == READY)
 
     def release(self, slot: int, cause: str) -> None:
         """Take over the counters of a worker that is gone."""
@@ -183,6 +196,23 @@ class Block:
         row[:] = 0
         self.write_text(slot, "")
         self.head[self.VERSION] += 1
+
+    # Swaps: the master's part as well, but for `is_refused`, which belongs to whoever holds the lock.
+
+    def count_swap(self, result: str) -> None:
+        self._table[0, self.layout.swaps + SWAP_RESULTS.index(result)] += 1
+
+    def announce(self, generation: int) -> None:
+        """This generation serves, and no other."""
+        self.head[self.ANNOUNCED] = generation
+
+    def revert(self, generation: int) -> None:
+        """This generation was given up."""
+        self.head[self.REVERTED] = generation
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(int(self.head[self.ANNOUNCED]), int(self.head[self.REVERTED]))
 
     def _dead_model(self, text: str) -> int:
         """Index of this model among the dead; the last entry is for all that find no place."""
@@ -226,9 +256,24 @@ class Block:
         self.head[self.WAS_READY] = value
 
     @property
+    def is_refused(self) -> bool:
+        """Whether the newest model that was found is refused."""
+        return bool(self.head[self.REFUSED])
+
+    @is_refused.setter
+    def is_refused(self, value: bool) -> None:
+        self.head[self.REFUSED] = value
+
+    @property
     def is_complete(self) -> bool:
         """Whether as many workers are ready as the master means to have."""
         return bool(len(self.rows_in(READY)) >= self.head[self.EXPECTED])
+
+    def has_others(self, generation: int, age: float) -> bool:
+        """Whether workers of earlier generations are left, but for the age-th worker."""
+        table = self._table[1:]
+        is_old = (table[:, Layout.STATE] > 0) & (table[:, Layout.GENERATION] < generation)
+        return bool((is_old & (table[:, Layout.AGE] != age)).any())
 
     def rows_in(self, state: int) -> NDArray[np.float64]:
         """Rows of the workers in that state."""
@@ -346,6 +391,14 @@ class Recorder:
     def write_model(self, model: ModelIdentity, load_seconds: float, engine: str = "packed") -> None:
         self.block.write_text(self.slot, f"{model.name}\n{model.version}\n{model.digest}\n{engine}")
         self._row[Layout.LOAD_SECONDS] = load_seconds
+
+    def count_swap(self, result: str) -> None:
+        self._row[self._layout.swaps + SWAP_RESULTS.index(result)] += 1.0
+
+    def is_last_before(self, generation: int) -> bool:
+        """Whether all workers of earlier generations are gone but this one, and one of that generation scores."""
+        ready = self.block.rows_in(READY)[:, Layout.GENERATION] >= generation
+        return bool(ready.any()) and not self.block.has_others(generation, self._row[Layout.AGE])
 
     def younger(self, state: int) -> int:
         """How many workers in that state were started after this one."""

@@ -12,6 +12,7 @@ from service.admission import Record
 from service.artifact import ModelFile, read_model_file
 from service.batch import ModelIdentity, ReadMatrix
 from service.errors import ModelFileError
+from service.generations import Generation
 from service.golden import verify_golden
 from service.packing import Packed, find_cache, load_reader, prepare
 from service.predictor import BoosterPredictor, Predictor
@@ -44,23 +45,28 @@ def find_model(place: Path) -> tuple[str, Path]:
 
 def find_version(place: Path) -> tuple[str, Path]:
     """The newest version in a folder, or the model that lies in it."""
-    for name in FILE_NAMES:
-        if (place / name).is_file():
-            return ONLY_VERSION, place / name
-    versions = [
-        (folder.name, folder / name)
-        for folder in place.iterdir()
-        for name in FILE_NAMES
-        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", folder.name) and (folder / name).is_file()
-    ]
+    versions = find_versions(place)
     if not versions:
         raise ModelFileError(f"{place}: expected <version>/model.ubj or <version>/model.json in this folder")
-    version, path = max(versions, key=lambda version: (natural_order(version[0]), version[0]))
+    version, path = max(versions.items(), key=lambda version: (natural_order(version[0]), version[0]))
     if not path.resolve().is_relative_to(place.resolve()):
         raise ModelFileError(
             f"{path}: a link out of {place}; expected the files themselves, or links within the folder"
         )
     return version, path
+
+
+def find_versions(place: Path) -> dict[str, Path]:
+    """File of every version in a folder, or of the only one if a model lies in it."""
+    for name in FILE_NAMES:
+        if (place / name).is_file():
+            return {ONLY_VERSION: place / name}
+    return {
+        folder.name: folder / name
+        for folder in place.iterdir()
+        for name in reversed(FILE_NAMES)
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", folder.name) and (folder / name).is_file()
+    }
 
 
 def natural_order(version: str) -> list[tuple[int, int, str]]:
@@ -95,6 +101,17 @@ def load_model(settings: Settings) -> LoadedModel:
     """The model that the settings name, ready to predict, or `ModelFileError`."""
     began = time.perf_counter()
     version, file = find_file(settings)
+    return load_file(settings, version, file, began)
+
+
+def load_generation(settings: Settings, generation: Generation) -> LoadedModel:
+    """The model of this generation: the bytes that were admitted, whatever has become of the file since."""
+    began = time.perf_counter()
+    file = read_model_file(Path(generation.copy), generation.digest)
+    return load_file(settings, generation.version, file, began)
+
+
+def load_file(settings: Settings, version: str, file: ModelFile, began: float) -> LoadedModel:
     cache = find_cache(settings.cache_dir)
     packed = prepare(file, cache)
     predictor = create_predictor(file, packed)

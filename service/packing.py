@@ -13,13 +13,16 @@ says so; it is never served wrong. A file that kills XGBoost kills only the proc
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,16 +47,20 @@ from service.ensemble import (
     write_synced,
 )
 from service.errors import ModelFileError
-from service.golden import Golden, digest_golden_file
+from service.golden import Golden, digest_golden, read_golden_file
 from service.machine_code import load_code
 from service.predictor import BoosterPredictor, PackedPredictor
 from service.wire.plain import MatrixReader
 
 # Ours, of the folder: raise it when packed.json or the comparison changes.
 LAYOUT = 2
+FOUND = "packed.json"
 PACK_SECONDS = 300
 # Exit code for a file that is refused; standard output has the faults. 65 is EX_DATAERR of sysexits.h.
 REFUSED = 65
+# The throw-away process steps behind workers that score, and dies with the one that started it (prctl(2)).
+NICE = 10
+PR_SET_PDEATHSIG = 1
 # Rows compared: leaves of all of them at once (numbers of nodes cannot round), margins of a sample, each row alone.
 LEAF_ROWS = 2048
 MARGIN_ROWS = 128
@@ -85,6 +92,11 @@ class Packed:
             folder=folder,
         )
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the next who asks finds it; else there is no cache, or no room in it."""
+        return (self.folder / FOUND).exists()
+
     def load(self) -> PackedPredictor:
         """The packed trees, mapped, and the kernels; raises whatever stands in the way of them."""
         if hash_file(self.folder / "ensemble" / MANIFEST) != self.manifest:
@@ -109,12 +121,12 @@ def find_cache(named: str) -> Path:
 
 def prepare(file: ModelFile, cache: Path) -> Packed:
     """The packed form of this file, admitted and packed now if it was not before; raises `ModelFileError`."""
-    folder = cache / f"{file.digest[:40]}-{LAYOUT}.{FORMAT}"
+    folder = packed_folder(file.digest, cache)
     try:
         verify_cache(cache)
     except OSError as error:
         return run_packing(file, None, str(error))
-    golden_digest = digest_golden_file(file.path)
+    golden_digest = digest_golden(read_golden_file(file.path))
     try:
         packed = read_packed(folder)
         if packed.golden_digest == golden_digest:
@@ -122,6 +134,15 @@ def prepare(file: ModelFile, cache: Path) -> Packed:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or not whole: packed now
     return run_packing(file, folder, "")
+
+
+def packed_folder(digest: str, cache: Path) -> Path:
+    return cache / f"{digest[:40]}-{LAYOUT}.{FORMAT}"
+
+
+def drop_packed(digest: str, cache: Path) -> None:
+    """Make room; who has it mapped keeps its pages, and who wants it again packs it again."""
+    shutil.rmtree(packed_folder(digest, cache), ignore_errors=True)
 
 
 def verify_cache(cache: Path) -> None:
@@ -133,7 +154,7 @@ def verify_cache(cache: Path) -> None:
 
 
 def read_packed(folder: Path) -> Packed:
-    return Packed.from_document(json.loads((folder / "packed.json").read_bytes()), folder)
+    return Packed.from_document(json.loads((folder / FOUND).read_bytes()), folder)
 
 
 def run_packing(file: ModelFile, folder: Path | None, reason: str) -> Packed:
@@ -165,9 +186,11 @@ def load_reader(cache: Path) -> MatrixReader:
 
 def main(path: str, digest: str, folder: str, reason: str) -> None:
     try:
+        die_with_parent()
+        os.nice(NICE)
         bound_process(Path(path).stat().st_size)
         file = read_model_file(Path(path), digest)
-        golden_digest = digest_golden_file(file.path)
+        golden_digest = digest_golden(read_golden_file(file.path))
         admission = admit(file)
     except ModelFileError as error:
         refuse(error.faults)
@@ -191,6 +214,12 @@ def refuse(faults: Sequence[str]) -> NoReturn:
     sys.exit(REFUSED)
 
 
+def die_with_parent() -> None:
+    """Else a worker that is killed leaves this process packing while its successor has the same model packed again."""
+    with suppress(OSError, AttributeError):  # Linux alone has it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def pack_model(predictor: BoosterPredictor, folder: Path) -> dict[str, str]:
     """Pack, compare, write: why XGBoost is to serve, and the checksum of the manifest."""
     try:
@@ -212,7 +241,7 @@ def write_packed(folder: Path, document: Mapping[str, Any]) -> dict[str, str]:
         os.close(handle)
         os.unlink(beside)
         write_synced(Path(beside), json.dumps(document).encode())
-        os.rename(beside, folder / "packed.json")
+        os.rename(beside, folder / FOUND)
     except OSError as error:
         return {"reason": f"no packed form in {folder}: {error}"}
     return {}

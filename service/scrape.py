@@ -29,6 +29,7 @@ from service.metrics import (
     REASONS,
     STAGES,
     STATUSES,
+    SWAP_RESULTS,
     WORKER_STATES,
     Block,
     Family,
@@ -77,6 +78,8 @@ class BlockCollector:
             yield "scorer_rejected_total", (reason,), total[layout.rejected + i]
         for i, cause in enumerate(EXIT_CAUSES):
             yield "scorer_worker_exits_total", (cause,), total[layout.exits + i]
+        for i, result in enumerate(SWAP_RESULTS):
+            yield "scorer_model_swaps_total", (result,), total[layout.swaps + i]
         for name, cell in (
             ("scorer_rows_total", layout.rows),
             ("scorer_request_body_bytes_total", layout.request_bytes),
@@ -110,6 +113,8 @@ class BlockCollector:
         if len(rows):
             newest = rows[rows[:, Layout.PID].argmax()]
             yield "scorer_model_load_seconds", (), newest[Layout.LOAD_SECONDS]
+        yield "scorer_model_refused", (), self._block.head[Block.REFUSED]
+        yield "scorer_model_swap_seconds", (), self._block.head[Block.SWAP_SECONDS]
         requests: dict[tuple[str, ...], float] = {}
         for text, count in seen.models.items():
             name, version, *_ = text.split("\n")

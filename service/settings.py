@@ -27,6 +27,7 @@ class Settings:
     model: Path
     model_name: str
     model_sha256: str
+    model_poll_seconds: float
     cache_dir: str
     host: str
     port: int
@@ -108,6 +109,13 @@ SETTINGS = (
         pattern(r"([0-9a-f]{64})?", "64 lower-case hexadecimal digits"),
         "",
         "refuse any model file but the one with this digest",
+    ),
+    Setting(
+        "model_poll_seconds",
+        "SCORER_MODEL_POLL_SECONDS",
+        number(0, 86400),
+        "5",
+        "time between two looks for a new version, which is served once two looks find it the same; 0: never look",
     ),
     Setting(
         "cache_dir",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import time
 from typing import Any
 
 import flask
+import orjson
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
@@ -14,26 +17,33 @@ from service import __version__
 from service.batch import Incoming, Observation, Outgoing
 from service.edge import PROBES, UNMATCHED, Edge, server_timing
 from service.errors import (
+    ForbiddenError,
     InternalError,
+    InvalidInputError,
+    MalformedBodyError,
     MalformedRequestError,
     MethodNotAllowedError,
     PayloadTooLargeError,
     RouteNotFoundError,
     ServiceError,
+    UnsupportedError,
 )
 from service.machine import ControlGroup
 from service.scoring import Scorer
 from service.scrape import render
+from service.swaps import Repository
 from service.wire import ROUTES, Route, wire_of
 from service.wire.open_inference import OUTPUT_NAME
 
 # Not for callers: on the admin port alone where there is one.
-ADMIN_ROUTES = ("/metrics", "/v2/repository/index")
+ADMIN_PATHS = re.compile(r"/metrics|/v2/repository/.*")
+# A request that has one of these came through a proxy, or from a page in a browser, and only seems to be local.
+FOREIGN_HEADERS = ("X-Forwarded-For", "X-Forwarded-Host", "Forwarded", "X-Real-IP", "Via", "Origin")
 # The worker's loop puts a list there and counts what it finds in it: only the loop writes the worker's counters.
 OBSERVATIONS = "scorer.observations"
 
 
-def add_routes(app: Flask, edge: Edge, group: ControlGroup) -> None:
+def add_routes(app: Flask, edge: Edge, group: ControlGroup, repository: Repository | None) -> None:
     """All views, and what every answer has: headers, errors in the protocol's words, a count."""
     app.config["MAX_CONTENT_LENGTH"] = edge.settings.max_body_bytes
     app.url_map.merge_slashes = False
@@ -46,7 +56,8 @@ def add_routes(app: Flask, edge: Edge, group: ControlGroup) -> None:
         ("/metrics", metrics_view(edge, group)),
     ):
         app.add_url_rule(to_rule(path), path, view)
-    app.add_url_rule("/v2/repository/index", "/v2/repository/index", repository_view(edge), methods=["POST"])
+    for path, view in repository_views(edge, repository):
+        app.add_url_rule(to_rule(path), path, view, methods=["POST"])
     app.before_request(lambda: open_request(edge))
     app.after_request(lambda response: close_request(edge, response))
     app.register_error_handler(Exception, lambda error: answer_error(edge, error))
@@ -73,7 +84,7 @@ def open_request(edge: Edge) -> None:
     if request.environ["PATH_INFO"].startswith("//"):
         raise NotFound  # werkzeug 3.1 would take it for a single slash
     admin_port = edge.settings.admin_port
-    if admin_port and request.path in ADMIN_ROUTES and request.environ.get("SERVER_PORT") != str(admin_port):
+    if admin_port and ADMIN_PATHS.fullmatch(request.path) and request.environ.get("SERVER_PORT") != str(admin_port):
         raise NotFound
 
 
@@ -172,14 +183,77 @@ def metrics_view(edge: Edge, group: ControlGroup) -> Any:
     return view
 
 
-def repository_view(edge: Edge) -> Any:
-    """Triton's model repository extension: the index."""
+def repository_views(edge: Edge, repository: Repository | None) -> tuple[tuple[str, Any], ...]:
+    """Triton's model repository extension, and a call of our own that goes back to the version before."""
 
-    def view() -> Response:
+    def index() -> Response:
         identity = edge.verify_loaded().identity
-        return flask.jsonify([{"name": identity.name, "version": identity.version, "state": "READY", "reason": ""}])
+        if repository is None:
+            entries = [{"version": identity.version, "state": "READY", "reason": ""}]
+        else:
+            entries = repository.entries()
+        return flask.jsonify([{"name": identity.name, **entry} for entry in entries])
 
-    return view
+    def verify(model: str) -> Repository:
+        verify_operator(edge)
+        edge.verify_model(model, None)
+        if repository is None:
+            raise UnsupportedError("the model can be changed only where `xgboost-server serve` runs the workers")
+        return repository
+
+    def load(model: str) -> Response:
+        return answer(model, verify(model).load(read_version(request.get_data(cache=False))))
+
+    def rollback(model: str) -> Response:
+        return answer(model, verify(model).roll_back())
+
+    def unload(model: str) -> Response:
+        verify(model)
+        raise UnsupportedError("a server has one model and cannot be without it; stop the server instead")
+
+    def answer(model: str, version: str) -> Response:
+        return flask.jsonify(name=model, version=version, load=True)
+
+    return (
+        ("/v2/repository/index", index),
+        ("/v2/repository/models/{model}/load", load),
+        ("/v2/repository/models/{model}/rollback", rollback),
+        ("/v2/repository/models/{model}/unload", unload),
+    )
+
+
+def verify_operator(edge: Edge) -> None:
+    """Whether this call may change what is served: the admin port is for that; without one, only this machine may."""
+    if edge.settings.admin_port:
+        return
+    if not is_loopback(request.remote_addr or "") or any(name in request.headers for name in FOREIGN_HEADERS):
+        raise ForbiddenError
+
+
+def is_loopback(client: str) -> bool:
+    try:
+        address = ipaddress.ip_address(client)
+    except ValueError:
+        return False
+    # Python 3.11 does not take ::ffff:127.0.0.1 for a loopback address.
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def read_version(body: bytes) -> str:
+    """The version that the body names; empty for the newest."""
+    try:
+        document = orjson.loads(body or b"{}")
+    except orjson.JSONDecodeError:
+        raise MalformedBodyError("the body is not JSON") from None
+    parameters = document.get("parameters", {}) if isinstance(document, dict) else None
+    if not isinstance(parameters, dict):
+        raise InvalidInputError("body", 'expected nothing, or {"parameters": {"version": "…"}}')
+    if unknown := parameters.keys() - {"version"}:
+        raise InvalidInputError("parameters", f"{len(unknown)} of them unknown; expected none but version")
+    version = parameters.get("version", "")
+    if not isinstance(version, str):
+        raise InvalidInputError("parameters.version", "expected a string")
+    return version
 
 
 def metadata_views(edge: Edge) -> tuple[tuple[str, Any], ...]:
@@ -196,7 +270,7 @@ def metadata_views(edge: Edge) -> tuple[tuple[str, Any], ...]:
         return flask.jsonify(name=model, ready=True)
 
     def v2() -> Response:
-        extensions = ["binary_tensor_data", "parameters"]
+        extensions = ["binary_tensor_data", "model_repository", "parameters"]
         return flask.jsonify(name="xgboost-server", version=__version__, extensions=extensions)
 
     def v2_live() -> Response:

@@ -19,6 +19,7 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 from contextlib import suppress
 from email.utils import formatdate
 from functools import partial
@@ -33,12 +34,14 @@ from service.app import create_app_around
 from service.door import Door
 from service.edge import ROUTE_LABELS, Edge
 from service.errors import StartError
+from service.generations import Generation, RunFolder
 from service.http1 import Connection
 from service.logs import create_log
 from service.metrics import BOOTING, DRAINING, READY, Block, Recorder
-from service.models import load_model
+from service.models import LoadedModel, load_generation, load_model
 from service.settings import read_settings
 from service.stream import Stream
+from service.swaps import Announcement, Repository, Swaps
 
 STEP_BACK_SECONDS = 0.0015
 # A client whose idle connection we close may be sending at that moment; Gunicorn 27's own workers wait as long.
@@ -96,6 +99,9 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
 
     scorer_block: Block | None = None
     scorer_slot: int | None = None
+    # The master's choice for all workers of a generation; none under Gunicorn's own master.
+    scorer_run: RunFolder | None = None
+    scorer_generation: Generation | None = None
 
     def load_wsgi(self) -> None:
         """Everything but the model, which the loop loads."""
@@ -107,7 +113,20 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
             block, slot = Block(ROUTE_LABELS, slots=1), 0
         self.recorder = Recorder(block, slot)
         self.edge = Edge(self.settings, self.recorder, self.server_log)
-        self.wsgi = create_app_around(self.edge)
+        self.announcement = Announcement(self.recorder)
+        self.swaps = self._create_swaps()
+        repository = Repository(self.swaps, self.announcement) if self.swaps is not None else None
+        self.wsgi = create_app_around(self.edge, repository)
+
+    def _create_swaps(self) -> Swaps | None:
+        if self.scorer_run is None:
+            return None
+        return Swaps(self.settings, self.scorer_run, self.recorder.block, self.server_log, self._count_swap)
+
+    def _count_swap(self, result: str) -> None:
+        """From any thread: the loop counts, unless it is over."""
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.recorder.count_swap, result)
 
     def run(self) -> None:
         self.door = Door(self.edge, self.wsgi)
@@ -124,6 +143,7 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
     async def _serve(self) -> None:
         self.acceptor = Acceptor(self.sockets, self.door, self.loop, self.selector, self.cfg, self._is_crowded)
         self.stopping = asyncio.Event()
+        self.has_left = threading.Event()  # the same for the thread that looks for new versions
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self.loop.add_signal_handler(number, self._stop, number)
         if not self.alive:
@@ -134,12 +154,27 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
             self.acceptor.start()
         await self._load()
         self.acceptor.start()
+        if self.swaps is not None and self.settings.model_poll_seconds:
+            threading.Thread(target=self._watch, args=(self.swaps,), name="watch", daemon=True).start()
         await self.stopping.wait()
         await self._drain()
 
+    def _watch(self, swaps: Swaps) -> None:
+        """In a thread of its own: look for new versions, if this worker is elected to."""
+        while not self.has_left.wait(self.settings.model_poll_seconds):
+            try:
+                swaps.look()
+            except Exception:  # the next look may do better, and nobody else would look
+                self.server_log.exception("cannot look for new versions")
+        swaps.resign()
+
+    def _load_model(self) -> LoadedModel:
+        generation = self.scorer_generation
+        return load_generation(self.settings, generation) if generation is not None else load_model(self.settings)
+
     async def _load(self) -> None:
         try:
-            model = await self.loop.run_in_executor(None, load_model, self.settings)
+            model = await self.loop.run_in_executor(None, self._load_model)
         except StartError as error:
             self.server_log.error("cannot serve", extra={"faults": error.faults})
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
@@ -178,7 +213,9 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
 
     async def _drain(self) -> None:
         """Stop without losing a request; bounded by Gunicorn's graceful timeout."""
+        self.has_left.set()
         deadline = perf_counter() + self.cfg.graceful_timeout - 1
+        self.announcement.leave_at = deadline - SETTLE_SECONDS
         while self._is_successor_booting() and perf_counter() < deadline - LATE_SECONDS:
             await asyncio.sleep(0.02)
         self.edge.unready = "draining"
@@ -187,17 +224,22 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
         late = min(perf_counter() + LATE_SECONDS, deadline)
         if self._has_successor():
             await self.acceptor.finish()
-        while self.door.connections and perf_counter() < late:
+        while self._has_clients() and perf_counter() < late:
             await asyncio.sleep(0.02)
         await self.acceptor.finish()
         await asyncio.sleep(SETTLE_SECONDS)
         self.door.close_idle()
-        while self.door.connections and perf_counter() < deadline:
+        while (self.door.connections or self.announcement.waiting) and perf_counter() < deadline:
+            self.announcement.is_quiet = not self._has_clients()
             await asyncio.sleep(0.02)
             self.door.close_idle()
         self.recorder.write_drained()
         if self.door.connections:
             self.server_log.warning("drain cut short", extra={"connections": len(self.door.connections)})
+
+    def _has_clients(self) -> bool:
+        """Whether there are connections beside those of calls that wait for this worker to be the last."""
+        return len(self.door.connections) > self.announcement.waiting
 
     def _is_successor_booting(self) -> bool:
         return bool(self.recorder.younger(BOOTING)) and not self.recorder.younger(READY)

@@ -380,16 +380,21 @@ def test_error_is_ours(iris_client: Any, iris: Served, case: str) -> None:
         # What Triton has beyond the protocol.
         lambda client: client.get_model_config("iris"),
         lambda client: client.get_inference_statistics("iris"),
-        lambda client: client.load_model("iris"),
-        lambda client: client.unload_model("iris"),
         lambda client: client.get_system_shared_memory_status(),
     ],
-    ids=["model", "version", "config", "statistics", "load", "unload", "shared-memory"],
+    ids=["model", "version", "config", "statistics", "shared-memory"],
 )
 def test_what_is_not_there_is_a_404_with_words(iris_client: Any, call: Callable[[Any], Any]) -> None:
     with pytest.raises(triton_utils.InferenceServerException, match="no such ") as caught:
         call(iris_client)
     assert caught.value.status() == "404"
+
+
+def test_a_load_of_what_is_served_is_done_and_an_unload_is_refused_with_words(iris_client: Any) -> None:
+    iris_client.load_model("iris")
+    with pytest.raises(triton_utils.InferenceServerException, match="stop the server instead") as caught:
+        iris_client.unload_model("iris")
+    assert caught.value.status() == "400"
 
 
 def test_error_of_an_async_request_is_ours(iris_client: Any, iris: Served) -> None:

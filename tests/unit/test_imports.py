@@ -20,10 +20,10 @@ FLOORS: dict[int, tuple[str, ...]] = {
     8: ("cli",),
     7: ("worker", "app", "master"),
     6: ("http1", "door", "stream", "web", "wsgi", "files"),
-    5: ("edge",),
-    4: ("scoring", "inspection"),
+    5: ("edge", "succession"),
+    4: ("scoring", "swaps", "inspection"),
     3: ("models", "packing", "admission"),
-    2: ("predictor", "drift", "scrape", "engine", "compiler"),
+    2: ("predictor", "drift", "scrape", "generations", "engine", "compiler"),
     1: (
         "artifact",
         "structure",

@@ -492,6 +492,7 @@ def test_metric_names_follow_the_conventions() -> None:
         "connections",
         "workers",
         "limit",
+        "refused",
     )
     for family in FAMILIES:
         assert family.name.startswith("scorer_")
@@ -504,7 +505,7 @@ def test_labels_are_closed_sets() -> None:
     """No label of a request holds what a caller can make up; model and version are bounded elsewhere."""
     open_labels = {label for family in FAMILIES for label in family.labels}
     assert open_labels <= {
-        "wire", "route", "status", "stage", "reason", "model", "version", "digest", "engine", "state", "cause", "mode", "kind", "device",
+        "wire", "route", "status", "stage", "reason", "model", "version", "digest", "engine", "state", "cause", "mode", "kind", "device", "result",
     }  # fmt: skip
 
 

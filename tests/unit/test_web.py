@@ -15,7 +15,8 @@ from werkzeug.test import TestResponse
 from service import __version__
 from service.app import create_app, create_app_around
 from service.edge import OTHER_ROUTES
-from service.errors import StartError
+from service.errors import ServiceError, StartError
+from service.web import read_version
 from service.wire import ROUTES
 from tests.apps import Example, World
 
@@ -243,6 +244,7 @@ def guarded(iris: Example) -> World:
 
 
 ADMIN = [("GET", "/metrics"), ("HEAD", "/metrics"), ("POST", "/v2/repository/index")]
+CALLS = [f"/v2/repository/models/iris/{call}" for call in ("load", "unload", "rollback")]
 
 
 @pytest.mark.parametrize(("method", "path"), ADMIN)
@@ -265,7 +267,8 @@ def test_the_callers_port_hides_it(method: str, path: str, host: str, guarded: W
 
 def test_the_callers_port_does_not_tell_that_there_is_something_to_hide(guarded: World) -> None:
     """With any method, a hidden path answers like one that does not exist."""
-    for path, nowhere in (("/metrics", "/nowhere"), ("/v2/repository/index", "/v2/nowhere")):
+    hidden_paths = [(path, "/v2/nowhere") for path in (*CALLS, "/v2/repository/index", "/v2/repository/nowhere")]
+    for path, nowhere in (("/metrics", "/nowhere"), *hidden_paths):
         for method in METHODS:
             hidden, absent = (
                 guarded.client.open(url, method=method, environ_overrides={"SERVER_PORT": "8000"})
@@ -287,6 +290,75 @@ def test_callers_are_served_on_their_port(guarded: World) -> None:
 
 def test_without_an_admin_port_metrics_are_on_the_one_there_is(world: World) -> None:
     assert world.client.get("/metrics", environ_overrides={"SERVER_PORT": "8000"}).status_code == 200
+
+
+# Changing the model.
+
+
+@pytest.mark.parametrize("path", CALLS)
+@pytest.mark.parametrize("address", ["10.0.0.1", "::ffff:10.0.0.1", "fe80::1", "", "unix:"])
+def test_from_elsewhere_the_model_cannot_be_changed(path: str, address: str, world: World) -> None:
+    response = world.client.post(path, environ_overrides={"REMOTE_ADDR": address})
+    assert (response.status_code, error_of(response)["code"]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize("path", CALLS)
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "X-Forwarded-Host", "Forwarded", "X-Real-IP", "Via", "Origin"])
+def test_a_proxy_on_this_machine_is_not_this_machine(path: str, header: str, world: World) -> None:
+    """Nor is a page that is open in a browser on it: that sends Origin."""
+    response = world.client.post(path, headers={header: "127.0.0.1"})
+    assert (response.status_code, error_of(response)["code"]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize("path", CALLS)
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
+def test_without_a_master_that_can_do_it_the_answer_says_so(path: str, address: str, world: World) -> None:
+    response = world.client.post(path, environ_overrides={"REMOTE_ADDR": address})
+    assert (response.status_code, error_of(response)["code"]) == (400, "unsupported")
+
+
+@pytest.mark.parametrize("path", CALLS)
+def test_on_the_admin_port_whoever_reaches_it_may(path: str, guarded: World) -> None:
+    anybody = {"SERVER_PORT": "9100", "REMOTE_ADDR": "10.0.0.1", "HTTP_X_FORWARDED_FOR": "10.0.0.2"}
+    response = guarded.client.post(path, environ_overrides=anybody)
+    assert error_of(response)["code"] == "unsupported", "allowed, but for the master that this application lacks"
+
+
+def test_only_the_served_model_can_be_changed(world: World) -> None:
+    response = world.client.post("/v2/repository/models/churn/load")
+    assert (response.status_code, error_of(response)["code"]) == (404, "model-not-found")
+
+
+@pytest.mark.parametrize(
+    ("body", "version"),
+    [
+        (b"", ""),
+        (b"{}", ""),
+        (b'{"parameters": {}}', ""),
+        (b'{"parameters": {"version": "7"}}', "7"),
+        (b'{"parameters": {"version": ""}}', ""),
+    ],
+)
+def test_a_load_may_name_a_version(body: bytes, version: str) -> None:
+    assert read_version(body) == version
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"{", "not JSON"),
+        (b"[]", "body: expected nothing"),
+        (b"7", "body: expected nothing"),
+        (b"null", "body: expected nothing"),
+        (b'{"parameters": ["7"]}', "body: expected nothing"),
+        (b'{"parameters": {"version": 7}}', "parameters.version: expected a string"),
+        (b'{"parameters": {"config": "{}"}}', "parameters: 1 of them unknown; expected none but version"),
+    ],
+)
+def test_a_body_that_asks_for_something_else_is_refused(body: bytes, reason: str) -> None:
+    """Triton's own parameters, such as a configuration, are none of ours: better refused than passed over."""
+    with pytest.raises(ServiceError, match=reason):
+        read_version(body)
 
 
 # Faults of ours.
