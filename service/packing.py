@@ -59,7 +59,7 @@ PACK_SECONDS = 300
 # Exit code for a file that is refused; standard output has the faults. 65 is EX_DATAERR of sysexits.h.
 REFUSED = 65
 # The throw-away process steps behind workers that score, and dies with the one that started it (prctl(2)).
-NICE = 10
+NICE = 5
 PR_SET_PDEATHSIG = 1
 # Rows compared: leaves of all of them at once (numbers of nodes cannot round), margins of a sample, each row alone.
 LEAF_ROWS = 2048

@@ -15,19 +15,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import psutil
 import pytest
 import xgboost
 
-from tests.serving import ROOT, Answer, RunningServer, free_port, is_worker, running_server, wait_until
+from tests.serving import IRIS, ROOT, Answer, RunningServer, free_port, is_worker, running_server, wait_until
 from tests.system.load import Load
 
 WORKERS = "4"
@@ -72,29 +72,48 @@ def add(models: Path, number: int, found: Version | None = None) -> Path:
     return models / str(number) / "model.ubj"
 
 
+class Serving(Protocol):
+    def __call__(
+        self, model: Path, *, poll: str = "0", command: list[str] | None = None, **settings: str
+    ) -> AbstractContextManager[RunningServer]: ...
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
+    """Starts four workers that find a version only when they are told; the run folder is in a place of the test's own.
+
+    The cache is these tests' own, with the kernels in it: what is packed for them is packed now, and stays nowhere.
+    """
+    cache_dir = str(tmp_path_factory.mktemp("cache"))
+    check = [sys.executable, "-m", "service.cli", "check", str(IRIS)]
+    environment = os.environ | {"SCORER_CACHE_DIR": cache_dir}
+    subprocess.run(check, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
+
+    @contextmanager
+    def start(
+        model: Path, *, poll: str = "0", command: list[str] | None = None, **settings: str
+    ) -> Iterator[RunningServer]:
+        temporary = model.parent / "tmp"
+        temporary.mkdir(exist_ok=True)
+        values = {
+            "SCORER_MODEL": str(model),
+            "SCORER_MODEL_NAME": "churn",
+            "SCORER_MODEL_POLL_SECONDS": poll,
+            "SCORER_CACHE_DIR": cache_dir,
+            "WEB_CONCURRENCY": WORKERS,
+            "TMPDIR": str(temporary),
+        }
+        with running_server(command, **values | settings) as server:
+            yield server
+
+    return start
+
+
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
     """A folder of versions with version 1 in it."""
     add(tmp_path / "churn", 1)
     return tmp_path / "churn"
-
-
-@contextmanager
-def serving(
-    model: Path, *, poll: str = "0", command: list[str] | None = None, **settings: str
-) -> Iterator[RunningServer]:
-    """Four workers that find a version only when they are told; the run folder is in a place of the test's own."""
-    temporary = model.parent / "tmp"
-    temporary.mkdir(exist_ok=True)
-    values = {
-        "SCORER_MODEL": str(model),
-        "SCORER_MODEL_NAME": "churn",
-        "SCORER_MODEL_POLL_SECONDS": poll,
-        "WEB_CONCURRENCY": WORKERS,
-        "TMPDIR": str(temporary),
-    }
-    with running_server(command, **values | settings) as server:
-        yield server
 
 
 def run_folder(model: Path) -> Path:
@@ -173,7 +192,7 @@ def idle_connections(server: RunningServer, count: int) -> Iterator[None]:
         connection.close()
 
 
-def swap_under_load(models: Path, count: int) -> None:
+def swap_under_load(serving: Serving, models: Path, count: int) -> None:
     """`count` swaps under six keep-alive clients; prints how long they took and what they cost the others."""
     known = [version(number) for number in range(1, count + 2)]
     judge = Judge(*known)
@@ -203,20 +222,21 @@ def swap_under_load(models: Path, count: int) -> None:
     print(f"p99 of six clients: {quiet * 1e3:.1f} ms quiet, {busy * 1e3:.1f} ms during swaps, {busy / quiet:.1f} times")
 
 
-def test_swaps_under_load_lose_nothing_and_mix_nothing(models: Path) -> None:
-    swap_under_load(models, 5)
+@pytest.mark.timeout(300)
+def test_swaps_under_load_lose_nothing_and_mix_nothing(serving: Serving, models: Path) -> None:
+    swap_under_load(serving, models, 5)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_fifty_swaps_under_load_lose_nothing_and_mix_nothing(models: Path) -> None:
-    swap_under_load(models, 50)
+def test_fifty_swaps_under_load_lose_nothing_and_mix_nothing(serving: Serving, models: Path) -> None:
+    swap_under_load(serving, models, 50)
 
 
 # Who notices a version.
 
 
-def test_a_new_version_in_the_folder_is_taken_up(models: Path) -> None:
+def test_a_new_version_in_the_folder_is_taken_up(serving: Serving, models: Path) -> None:
     with serving(models, poll=OFTEN) as server:
         add(models, 2)
         wait_for_event(server, "swap done")
@@ -228,7 +248,7 @@ def test_a_new_version_in_the_folder_is_taken_up(models: Path) -> None:
         assert served(server) == {version(10).digest}
 
 
-def test_a_link_that_is_switched_is_followed(tmp_path: Path) -> None:
+def test_a_link_that_is_switched_is_followed(serving: Serving, tmp_path: Path) -> None:
     """Kubernetes mounts a ConfigMap as links into `..data`, itself a link that is renamed over."""
     mount = tmp_path / "mount"
     for number in (1, 2):
@@ -246,7 +266,9 @@ def test_a_link_that_is_switched_is_followed(tmp_path: Path) -> None:
         assert served(server) == {version(2).digest}
 
 
-def test_a_file_that_is_replaced_in_place_changes_nothing_before_it_is_admitted(tmp_path: Path) -> None:
+def test_a_file_that_is_replaced_in_place_changes_nothing_before_it_is_admitted(
+    serving: Serving, tmp_path: Path
+) -> None:
     """Workers that start anew serve the bytes that were admitted, whatever lies in the file's place."""
     path = tmp_path / "model.ubj"
     path.write_bytes(version(1).data)
@@ -263,7 +285,7 @@ def test_a_file_that_is_replaced_in_place_changes_nothing_before_it_is_admitted(
         assert served(server) == {version(2).digest}
 
 
-def test_a_file_that_is_being_copied_is_left_alone_until_it_is_whole(models: Path) -> None:
+def test_a_file_that_is_being_copied_is_left_alone_until_it_is_whole(serving: Serving, models: Path) -> None:
     with serving(models, poll="1") as server:
         (models / "2").mkdir()
         data = version(2).data
@@ -276,7 +298,7 @@ def test_a_file_that_is_being_copied_is_left_alone_until_it_is_whole(models: Pat
         assert swaps(server, "refused") == 0
 
 
-def test_hup_takes_the_newest_version_in_new_workers(models: Path) -> None:
+def test_hup_takes_the_newest_version_in_new_workers(serving: Serving, models: Path) -> None:
     with serving(models) as server:
         add(models, 2)
         server.signal(signal.SIGHUP)
@@ -291,7 +313,7 @@ def test_hup_takes_the_newest_version_in_new_workers(models: Path) -> None:
         assert roll_back(server).json()["version"] == "1", "the version before is another one, not the same again"
 
 
-def test_hup_with_a_model_that_cannot_be_served_changes_nothing(models: Path) -> None:
+def test_hup_with_a_model_that_cannot_be_served_changes_nothing(serving: Serving, models: Path) -> None:
     with serving(models) as server:
         old = server.workers()
         add(models, 2, Version(b"{garbage", "", b""))
@@ -305,7 +327,7 @@ def test_hup_with_a_model_that_cannot_be_served_changes_nothing(models: Path) ->
 # What is refused.
 
 
-def test_a_candidate_that_is_refused_is_shown_and_not_tried_again(models: Path) -> None:
+def test_a_candidate_that_is_refused_is_shown_and_not_tried_again(serving: Serving, models: Path) -> None:
     with serving(models, poll=OFTEN) as server:
         path = add(models, 2, Version(version(2).data[:-100], "", b""))
         wait_for_event(server, "model refused")
@@ -329,7 +351,7 @@ def test_a_candidate_that_is_refused_is_shown_and_not_tried_again(models: Path) 
         assert states(server) == {"2": "READY"}
 
 
-def test_a_source_that_is_gone_is_shown_and_what_was_served_goes_on(models: Path) -> None:
+def test_a_source_that_is_gone_is_shown_and_what_was_served_goes_on(serving: Serving, models: Path) -> None:
     """The next start would fail: somebody should know."""
     with serving(models, poll=OFTEN) as server:
         models.rename(models.with_name("away"))
@@ -346,7 +368,7 @@ def test_a_source_that_is_gone_is_shown_and_what_was_served_goes_on(models: Path
         assert states(server) == {"1": "READY"}
 
 
-def test_a_pinned_digest_refuses_every_other_file(tmp_path: Path) -> None:
+def test_a_pinned_digest_refuses_every_other_file(serving: Serving, tmp_path: Path) -> None:
     path = tmp_path / "model.ubj"
     path.write_bytes(version(1).data)
     with serving(path, SCORER_MODEL_SHA256=version(1).digest, poll=OFTEN) as server:
@@ -356,7 +378,7 @@ def test_a_pinned_digest_refuses_every_other_file(tmp_path: Path) -> None:
         assert served(server) == {version(1).digest}
 
 
-def test_a_call_is_told_why_its_version_is_refused(models: Path) -> None:
+def test_a_call_is_told_why_its_version_is_refused(serving: Serving, models: Path) -> None:
     with serving(models) as server:
         add(models, 2, Version(b"", "", b""))
         refused = load(server)
@@ -374,7 +396,7 @@ def test_a_call_is_told_why_its_version_is_refused(models: Path) -> None:
 # Back and forth.
 
 
-def test_a_rollback_lasts_until_there_is_something_newer(models: Path) -> None:
+def test_a_rollback_lasts_until_there_is_something_newer(serving: Serving, models: Path) -> None:
     with serving(models, poll=OFTEN) as server:
         assert roll_back(server).json()["code"] == "no-previous-version"
         add(models, 2)
@@ -392,7 +414,7 @@ def test_a_rollback_lasts_until_there_is_something_newer(models: Path) -> None:
         assert roll_back(server).json()["version"] == "3"
 
 
-def test_a_version_that_is_named_stays(models: Path) -> None:
+def test_a_version_that_is_named_stays(serving: Serving, models: Path) -> None:
     add(models, 2)
     add(models, 3)
     with serving(models, poll=OFTEN) as server:
@@ -403,7 +425,7 @@ def test_a_version_that_is_named_stays(models: Path) -> None:
         assert load(server).json()["version"] == "3", "without a name it is the newest"
 
 
-def test_a_rollback_needs_neither_the_file_nor_packing(models: Path) -> None:
+def test_a_rollback_needs_neither_the_file_nor_packing(serving: Serving, models: Path) -> None:
     with serving(models) as server:
         add(models, 2)
         assert load(server).status == 200
@@ -415,7 +437,7 @@ def test_a_rollback_needs_neither_the_file_nor_packing(models: Path) -> None:
 # One at a time.
 
 
-def test_a_second_swap_is_told_that_there_is_one(models: Path) -> None:
+def test_a_second_swap_is_told_that_there_is_one(serving: Serving, models: Path) -> None:
     with serving(models) as server:
         add(models, 2)
         with (run_folder(models) / "swap.lock").open("r+") as lock:
@@ -425,7 +447,7 @@ def test_a_second_swap_is_told_that_there_is_one(models: Path) -> None:
         assert load(server).status == 200
 
 
-def test_of_many_swaps_at_once_those_that_are_told_so_have_won(models: Path) -> None:
+def test_of_many_swaps_at_once_those_that_are_told_so_have_won(serving: Serving, models: Path) -> None:
     """Seven calls at once: 200 or 409, never two at a time, and what the last of the winners asked for serves."""
     for number in range(2, 9):
         add(models, number)
@@ -464,7 +486,7 @@ def packing_process(server: RunningServer) -> psutil.Process:
     return found[0]
 
 
-def test_a_packing_process_that_is_killed_leaves_the_old_version(models: Path) -> None:
+def test_a_packing_process_that_is_killed_leaves_the_old_version(serving: Serving, models: Path) -> None:
     with serving(models) as server:
         add(models, 2, large(2))
         answers: list[Answer] = []
@@ -479,7 +501,7 @@ def test_a_packing_process_that_is_killed_leaves_the_old_version(models: Path) -
         assert served(server) == {large(2).digest}
 
 
-def test_a_worker_that_is_killed_while_it_has_a_version_packed_is_succeeded(models: Path) -> None:
+def test_a_worker_that_is_killed_while_it_has_a_version_packed_is_succeeded(serving: Serving, models: Path) -> None:
     """The lock and the election end with it; the next worker that is elected sees the same file. Nothing is left over."""
     with serving(models, poll=OFTEN) as server:
         add(models, 3, large(3))
@@ -493,7 +515,7 @@ def test_a_worker_that_is_killed_while_it_has_a_version_packed_is_succeeded(mode
         assert server.total("scorer_workers", state="ready") == 4
 
 
-def test_a_swap_whose_author_died_right_after_writing_it_down_goes_ahead(models: Path) -> None:
+def test_a_swap_whose_author_died_right_after_writing_it_down_goes_ahead(serving: Serving, models: Path) -> None:
     """The master looks at the pointer by itself. Written here as the author would, who then wakes nobody."""
     with serving(models) as server:
         run = run_folder(models)
@@ -507,7 +529,7 @@ def test_a_swap_whose_author_died_right_after_writing_it_down_goes_ahead(models:
         assert served(server) == {version(2).digest}
 
 
-def test_new_workers_that_are_killed_are_started_again(models: Path) -> None:
+def test_new_workers_that_are_killed_are_started_again(serving: Serving, models: Path) -> None:
     with serving(models) as server:
         old = set(server.workers())
         add(models, 2)
@@ -522,7 +544,7 @@ def test_new_workers_that_are_killed_are_started_again(models: Path) -> None:
         wait_until(lambda: server.total("scorer_workers", state="ready") == 4)
 
 
-def test_new_workers_that_keep_dying_are_given_up(models: Path) -> None:
+def test_new_workers_that_keep_dying_are_given_up(serving: Serving, models: Path) -> None:
     """The old ones have not been told to go before all new ones score: they go on as if nothing had happened."""
     judge = Judge(version(1), version(2))
     with serving(models) as server:
@@ -551,7 +573,7 @@ def test_new_workers_that_keep_dying_are_given_up(models: Path) -> None:
         wait_until(lambda: server.total("scorer_model_refused") == 0)
 
 
-def test_kills_at_random_moments_of_swaps_end_in_one_version(models: Path) -> None:
+def test_kills_at_random_moments_of_swaps_end_in_one_version(serving: Serving, models: Path) -> None:
     """Workers and packing processes are killed all along. Answers are right whenever there is one."""
     known = [version(number) for number in range(1, 9)]
     judge = Judge(*known)
@@ -575,7 +597,7 @@ def test_kills_at_random_moments_of_swaps_end_in_one_version(models: Path) -> No
         assert not server.process.poll()
 
 
-def test_what_a_killed_server_leaves_is_removed_by_the_next(models: Path) -> None:
+def test_what_a_killed_server_leaves_is_removed_by_the_next(serving: Serving, models: Path) -> None:
     with serving(models) as server:
         left = run_folder(models)
         assert left.stat().st_mode & 0o777 == 0o700
@@ -593,7 +615,7 @@ def test_what_a_killed_server_leaves_is_removed_by_the_next(models: Path) -> Non
 # A full disk.
 
 
-def test_a_disk_that_is_full_leaves_the_old_version(models: Path) -> None:
+def test_a_disk_that_is_full_leaves_the_old_version(serving: Serving, models: Path) -> None:
     """No file may be longer than 100 KiB: neither the packed trees nor the copy of a large candidate can be written."""
     command = ["bash", "-c", 'ulimit -f 100 && exec "$@"', "-", sys.executable, "-m", "service.cli", "serve"]
     with serving(models, command=command) as server:
@@ -609,7 +631,7 @@ def test_a_disk_that_is_full_leaves_the_old_version(models: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("unshare"), reason="needs root to mount a small file system")
-def test_a_run_folder_without_room_leaves_the_old_version(models: Path) -> None:
+def test_a_run_folder_without_room_leaves_the_old_version(serving: Serving, models: Path) -> None:
     temporary = models.parent / "tmp"
     temporary.mkdir()
     mount = f'mount -t tmpfs -o size=200k none {temporary} && exec "$@"'
@@ -631,7 +653,7 @@ def test_a_run_folder_without_room_leaves_the_old_version(models: Path) -> None:
 # Who may.
 
 
-def test_only_this_machine_may_change_the_model(models: Path) -> None:
+def test_only_this_machine_may_change_the_model(serving: Serving, models: Path) -> None:
     with serving(models, SCORER_HOST="0.0.0.0", WEB_CONCURRENCY="1") as server:
         add(models, 2)
         for header in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "Origin"):
@@ -654,7 +676,7 @@ def own_address() -> str:
     pytest.skip("this machine has no address but loopback")
 
 
-def test_with_an_admin_port_the_model_is_changed_there(models: Path) -> None:
+def test_with_an_admin_port_the_model_is_changed_there(serving: Serving, models: Path) -> None:
     with serving(models, SCORER_ADMIN_PORT=str(free_port()), WEB_CONCURRENCY="1") as server:
         add(models, 2)
         for call in ("load", "rollback", "unload"):
@@ -665,7 +687,7 @@ def test_with_an_admin_port_the_model_is_changed_there(models: Path) -> None:
         assert served(server, 4) == {version(2).digest}
 
 
-def test_under_gunicorns_own_master_the_model_cannot_be_changed(models: Path) -> None:
+def test_under_gunicorns_own_master_the_model_cannot_be_changed(serving: Serving, models: Path) -> None:
     command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
     with serving(models, command=command) as server:
         assert load(server).json()["code"] == "unsupported"
