@@ -1,8 +1,9 @@
 """Packs a model once, in a throw-away process, into a folder that all workers map.
 
 The process admits the file (`admission.py`), packs it, compares the packed form with XGBoost on rows made for the
-purpose, and writes down what it found, to the folder and to its standard output. A model that cannot be packed, or whose packed form differs from XGBoost in a single bit, is served by XGBoost, and
-says so; it is never served wrong. A file that kills XGBoost kills only the process.
+purpose, and writes down what it found, to the folder and to its standard output. A model that cannot be packed, or whose
+packed form differs from XGBoost in a single bit, is served by XGBoost, and says so; it is never served wrong. A file that
+kills XGBoost kills only the process.
 
     <cache>/<digest>-<format>/packed.json       admission record, golden rows, why it is XGBoost if it is, and the
                                                 checksum of the manifest, which has those of the arrays
