@@ -1,6 +1,6 @@
 """For those who start Gunicorn themselves: `gunicorn -c gunicorn.conf.py`.
 
-`xgboost-server serve` uses the same options and adds checks before the start and before a reload.
+`xgboost-server serve` uses the same options, checks before it starts, and can change the model while it serves.
 """
 
 import os

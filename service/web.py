@@ -192,10 +192,13 @@ def repository_views(edge: Edge, repository: Repository | None) -> tuple[tuple[s
             entries = [{"version": identity.version, "state": "READY", "reason": ""}]
         else:
             entries = repository.entries()
+        if not is_operator(edge):  # reasons tell of files and of the machine
+            entries = [entry | {"reason": entry["reason"] and "the log says why"} for entry in entries]
         return flask.jsonify([{"name": identity.name, **entry} for entry in entries])
 
     def verify(model: str) -> Repository:
-        verify_operator(edge)
+        if not is_operator(edge):
+            raise ForbiddenError
         edge.verify_model(model, None)
         if repository is None:
             raise UnsupportedError("the model can be changed only where `xgboost-server serve` runs the workers")
@@ -222,12 +225,11 @@ def repository_views(edge: Edge, repository: Repository | None) -> tuple[tuple[s
     )
 
 
-def verify_operator(edge: Edge) -> None:
+def is_operator(edge: Edge) -> bool:
     """Whether this call may change what is served: the admin port is for that; without one, only this machine may."""
     if edge.settings.admin_port:
-        return
-    if not is_loopback(request.remote_addr or "") or any(name in request.headers for name in FOREIGN_HEADERS):
-        raise ForbiddenError
+        return True  # else it would not have come here
+    return is_loopback(request.remote_addr or "") and not any(name in request.headers for name in FOREIGN_HEADERS)
 
 
 def is_loopback(client: str) -> bool:
