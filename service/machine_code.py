@@ -133,6 +133,7 @@ class MachineCode:
         self._memory = mmap.mmap(-1, len(image.code), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._memory.write(image.code)
         self._start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        # Where processors keep code in caches of its own (ARM), Linux empties them when pages become executable.
         protect = ctypes.CDLL(None, use_errno=True).mprotect
         if protect(ctypes.c_void_p(self._start), ctypes.c_size_t(len(image.code)), mmap.PROT_READ | mmap.PROT_EXEC):
             raise MachineCodeError(f"memory cannot be made executable: {os.strerror(ctypes.get_errno())}")

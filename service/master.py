@@ -1,8 +1,8 @@
 """Gunicorn's master: options, checks before the start, and the life of the shared metrics block.
 
 The master never imports xgboost (dmlc/xgboost#8040) and has exactly one thread. What needs xgboost before a fork, packing
-the model, runs in a throw-away process: a file that kills XGBoost kills only that. The kernels are compiled, or read from
-the cache, before the fork, so that no worker does it again.
+the model, runs in a throw-away process: a file that kills XGBoost kills only that. So does numba, which compiles the
+kernels: once, before the fork, so that no worker has to.
 
 The life of the workers is in `succession.py`.
 """

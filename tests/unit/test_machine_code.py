@@ -10,7 +10,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
-from service.elf import LinkError, link
+from service.elf import AARCH64, PATCHES, LinkError, link
 from service.engine import Engine
 from service.machine_code import (
     COMPILERS,
@@ -98,6 +98,25 @@ def test_code_runs_wherever_it_is_put() -> None:
 def test_code_that_needs_more_than_itself_is_refused(text: str, reason: str, triple: str) -> None:
     with pytest.raises(LinkError, match=reason):
         link(assemble(text, triple))
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "target", "place", "patched"),
+    [
+        (275, 0x90000000, 0x3040, 0x0FFC, 0xF0000000),  # adrp x0, three pages on
+        (275, 0x90000001, 0x0FFF, 0x4000, 0x90FFFFE1),  # adrp x1, four pages back
+        (277, 0x91000000, 0x7123, 0, 0x91048C00),  # add x0, x0, #0x123
+        (286, 0xF9400000, 0x1010, 0, 0xF9400800),  # ldr x0, [x0, #16]
+        (299, 0x3DC00000, 0x1020, 0, 0x3DC00800),  # ldr q0, [x0, #32]
+        (283, 0x94000000, 0x1000, 0, 0x94000400),  # bl, 0x1000 on
+        (282, 0x14000000, 0x0FFC, 0x1000, 0x17FFFFFF),  # b, one instruction back
+        (261, 0x00000000, 0x0010, 0x0020, 0xFFFFFFF0),
+    ],
+)
+def test_instructions_of_aarch64_are_changed_as_its_manual_says(
+    kind: int, word: int, target: int, place: int, patched: int
+) -> None:
+    assert PATCHES[AARCH64][kind](word, target, place) == patched
 
 
 def test_what_is_no_object_file_is_refused() -> None:
