@@ -92,6 +92,7 @@ bench-peers: $(VENV)/.bench .venv-bench-kserve/.bench .venv-bench-mlserver/.benc
 
 bench-kernels: $(VENV)/.bench ## Time the kernels alone against XGBoost, for AVX-512 and AVX2 (four minutes)
 	$(BIN)/python -m benchmarks kernels $(BENCH)
+	$(BIN)/python -m benchmarks decoding $(BENCH)
 
 bench-kernel-peers: $(VENV)/.bench .venv-bench-treelite/.bench .venv-bench-onnx/.bench .venv-bench-onedal/.bench ## Time the kernels against Treelite, ONNX Runtime and oneDAL
 	$(BIN)/python -m benchmarks kernel-peers $(BENCH)

@@ -48,12 +48,19 @@ def measure_kernel_peers(arguments: argparse.Namespace) -> Section:
     return kernels_report.render_peers(kernels.run_peers(arguments.rounds), arguments.rounds)
 
 
+def measure_decoding(arguments: argparse.Namespace) -> Section:
+    from benchmarks import decoding
+
+    return Section(decoding.render(decoding.run(arguments.rounds)))
+
+
 # A part measures something and returns its section of results.md.
 PARTS: Mapping[str, Callable[[argparse.Namespace], Section]] = {
     "serving": measure_serving,
     "peers": measure_peers,
     "kernels": measure_kernels,
     "kernel-peers": measure_kernel_peers,
+    "decoding": measure_decoding,
     "scaling": measure_scaling,
 }
 
