@@ -336,7 +336,7 @@ def test_a_candidate_that_is_refused_is_shown_and_not_tried_again(serving: Servi
         ready, refused = index(server)
         assert (ready["version"], ready["state"]) == ("1", "READY")
         assert (refused["version"], refused["state"]) == ("2", "UNAVAILABLE")
-        assert refused["reason"].startswith(f"{path}: XGBoost")
+        assert refused["reason"].startswith(f"{path}: not a document of UBJSON")
         assert served(server) == {version(1).digest}
         # Looked at again and again, also by the worker that is elected next.
         for victim in server.workers():
