@@ -248,27 +248,37 @@ def depth_of(trees: Ints, tree: Number) -> Number:
 
 
 @inline
+def take_steps(
+    nodes: Ints, words: Words | None, walk: Floats, count: int, offsets: tuple[Number, ...], places: tuple[Number, ...]
+) -> tuple[Number, ...]:
+    """Where eight rows, or one row in eight trees, come to from these places."""
+    n0, n1, n2, n3, n4, n5, n6, n7 = places
+    o0, o1, o2, o3, o4, o5, o6, o7 = offsets
+    for _ in range(count):
+        n0 = step(nodes, words, walk, o0, n0)
+        n1 = step(nodes, words, walk, o1, n1)
+        n2 = step(nodes, words, walk, o2, n2)
+        n3 = step(nodes, words, walk, o3, n3)
+        n4 = step(nodes, words, walk, o4, n4)
+        n5 = step(nodes, words, walk, o5, n5)
+        n6 = step(nodes, words, walk, o6, n6)
+        n7 = step(nodes, words, walk, o7, n7)
+    return n0, n1, n2, n3, n4, n5, n6, n7
+
+
+@inline
 def descend(
     nodes: Ints, words: Words | None, walk: Floats, depth: int, offsets: tuple[Number, ...], roots: tuple[Number, ...]
 ) -> tuple[Number, ...]:
     """Leaves of eight rows, or of one row in eight trees."""
-    n0, n1, n2, n3, n4, n5, n6, n7 = roots
-    o0, o1, o2, o3, o4, o5, o6, o7 = offsets
-    for start in range(0, depth, 8):
-        m0, m1, m2, m3, m4, m5, m6, m7 = n0, n1, n2, n3, n4, n5, n6, n7
-        for _ in range(min(8, depth - start)):
-            n0 = step(nodes, words, walk, o0, n0)
-            n1 = step(nodes, words, walk, o1, n1)
-            n2 = step(nodes, words, walk, o2, n2)
-            n3 = step(nodes, words, walk, o3, n3)
-            n4 = step(nodes, words, walk, o4, n4)
-            n5 = step(nodes, words, walk, o5, n5)
-            n6 = step(nodes, words, walk, o6, n6)
-            n7 = step(nodes, words, walk, o7, n7)
+    places = take_steps(nodes, words, walk, min(8, depth), offsets, roots)
+    for start in range(8, depth, 8):
+        before = places
+        places = take_steps(nodes, words, walk, min(8, depth - start), offsets, before)
         # Trees grown leaf by leaf can be far deeper than most of their rows go.
-        if (m0 ^ n0) | (m1 ^ n1) | (m2 ^ n2) | (m3 ^ n3) | (m4 ^ n4) | (m5 ^ n5) | (m6 ^ n6) | (m7 ^ n7) == U(0):
+        if places == before:
             break
-    return n0, n1, n2, n3, n4, n5, n6, n7
+    return places
 
 
 @inline
