@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.errors import ModelFileError
+
+# What a model is called in a folder of its own, or of its version.
+FILE_NAMES = ("model.ubj", "model.json")
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# A file that is not in a folder of versions has this one, so that versioned URLs work for it as well.
+ONLY_VERSION = "1"
 
 # A model of 5,000 trees of depth 8 has 100 MB.
 MOST_BYTES = 1 << 30
@@ -130,3 +137,9 @@ def verify_format(path: Path, data: bytes) -> None:
     if data[:1] in PICKLE_BEGINS and data.endswith(PICKLE_ENDS):
         raise ModelFileError(f"{path}: this is a pickle; {SAVE}")
     raise ModelFileError(f"{path}: neither JSON nor UBJSON; expected a file written by Booster.save_model")
+
+
+def natural_order(version: str) -> list[tuple[int, int, str]]:
+    """2 before 10, and 1.9 before 1.10."""
+    parts = re.findall(r"\d+|\D+", version)
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]

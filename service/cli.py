@@ -1,4 +1,4 @@
-"""The command line: `xgboost-server serve | check MODEL | inspect MODEL | score MODEL FILE | settings`."""
+"""The command line: `xgboost-server serve | check | inspect | score | fetch | settings`."""
 
 from __future__ import annotations
 
@@ -9,36 +9,40 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import orjson
 
 from service import __version__
-from service.errors import RowsFileError, StartError
+from service.errors import FetchError, RowsFileError, StartError
 from service.settings import SETTINGS, Settings, read_settings
 
 FORMAT = click.Choice(["csv", "jsonl", "parquet", "arrow"])
 BAR_STEPS = 1000
+LINE_SECONDS = 5.0
+# Of the environment, what concerns the commands that are given a model: the rest is the server's.
+KEPT = ("SCORER_CACHE_DIR", "SCORER_MODEL_HTTPS_HOSTS", "SCORER_MODEL_MAX_BYTES", "SCORER_FETCH_TIMEOUT_SECONDS")
 
 if TYPE_CHECKING:
     from service.batch import Contract
     from service.files import Progress
     from service.models import LoadedModel
+    from service.sources import Progress as FetchProgress
 
 
 class FaultReporting(click.Group):
-    """One line on standard error that lists every fault, and exit code 1."""
+    """One line on standard error that lists every fault, and exit code 1; 75 where a later attempt may succeed."""
 
     def invoke(self, context: click.Context) -> object:
         try:
             return super().invoke(context)
         except StartError as error:
             click.echo(f"xgboost-server: {error}", err=True)
-            sys.exit(1)
+            sys.exit(os.EX_TEMPFAIL if isinstance(error, FetchError) and error.is_temporary else 1)
 
 
 @click.group(cls=FaultReporting, context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,24 +60,22 @@ def serve() -> None:
 
 
 @main.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.option("--sha256", default="", help="Refuse any file but the one with this digest.")
 @click.option("--json", "as_json", is_flag=True, help="Say it as JSON: the admission record, or the faults.")
 @click.option(
     "--record", type=click.Path(path_type=Path, dir_okay=False), help="Write the admission record to this file."
 )
-def check(model: Path, sha256: str, as_json: bool, record: Path | None) -> None:
-    """Say whether MODEL, a file or a folder of versions, can be served, and what it expects.
+def check(model: str, sha256: str, as_json: bool, record: Path | None) -> None:
+    """Say whether MODEL, a file, a folder of versions or a URI, can be served, and what it expects.
 
     The exit code is 0 if it can, 1 if it cannot.
     """
     from service.admission import write_record
     from service.models import load_model
 
-    environ = {name: value for name, value in os.environ.items() if name == "SCORER_CACHE_DIR"}
-    environ |= {"SCORER_MODEL": str(model), "SCORER_MODEL_SHA256": sha256.removeprefix("sha256:")}
     try:
-        loaded = load_model(read_settings(environ))
+        loaded = load_model(read_model_settings(model, SCORER_MODEL_SHA256=sha256.removeprefix("sha256:")))
         if record is not None:
             write_record(loaded.record, record)
     except StartError as error:
@@ -81,7 +83,7 @@ def check(model: Path, sha256: str, as_json: bool, record: Path | None) -> None:
     click.echo(describe_as_json(loaded) if as_json else describe(model, loaded))
 
 
-def report_refusal(model: Path, error: StartError, as_json: bool) -> NoReturn:
+def report_refusal(model: str, error: StartError, as_json: bool) -> NoReturn:
     """One fault is one line; several are a list below one line."""
     if as_json:
         click.echo(json.dumps({"servable": False, "faults": error.faults}, indent=2))
@@ -105,7 +107,7 @@ def describe_as_json(loaded: LoadedModel) -> str:
     return json.dumps(document, indent=2)
 
 
-def describe(model: Path, loaded: LoadedModel) -> str:
+def describe(model: str, loaded: LoadedModel) -> str:
     record, contract, predictor = loaded.record, loaded.record.contract, loaded.predictor
     engine = "packed: kernels of our own" if predictor.engine == "packed" else f"XGBoost, as {predictor.reason}"
     rows = [
@@ -136,14 +138,77 @@ def some_of(names: Sequence[str], most: int = 40) -> str:
 
 
 @main.command()
+@click.argument("uri")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--sha256", default="", envvar="SCORER_MODEL_SHA256", help="Refuse any file but the one with this digest."
+)
+@click.option("--max-bytes", default="", envvar="SCORER_MODEL_MAX_BYTES", help="Largest model file to take (1 GiB).")
+@click.option(
+    "--timeout", default="", envvar="SCORER_FETCH_TIMEOUT_SECONDS", help="Longest time to take, in seconds (600)."
+)
+def fetch(uri: str, folder: Path, sha256: str, max_bytes: str, timeout: str) -> None:
+    """Bring the model of URI (s3, gs, az, https) into FOLDER, for `serve` to find there.
+
+    The file of a URI becomes FOLDER/model.ubj or .json; of a folder of versions, the newest becomes FOLDER/<version>/model.ubj.
+    Exit codes: 0 it is there, 1 refused, 75 a later attempt may succeed.
+    """
+    from service import sources
+
+    own = {
+        "SCORER_MODEL": uri,
+        "SCORER_MODEL_SHA256": sha256,
+        "SCORER_MODEL_MAX_BYTES": max_bytes,
+        "SCORER_FETCH_TIMEOUT_SECONDS": timeout,
+        "SCORER_MODEL_HTTPS_HOSTS": os.environ.get("SCORER_MODEL_HTTPS_HOSTS", ""),
+    }
+    with Bar() as bar:
+        found = sources.fetch(read_settings(own), folder, bar.show, is_cache=False)
+    how = "fetched" if found.is_new else "already there"
+    click.echo(f"{found.path}: {how}, version {found.version}, {found.size:,} bytes, sha256:{found.digest}")
+
+
+@main.command()
 def settings() -> None:
     """List every setting: its value here, its default and its meaning."""
-    values = asdict(read_settings({"SCORER_MODEL": "-", **os.environ}))
+    values = vars(read_settings({"SCORER_MODEL": "-", **os.environ}))
     rows = []
     for setting in SETTINGS:
         value = values[setting.attribute] if setting.variable in os.environ else setting.default
         rows.append((f"{setting.variable}={value}", f"{setting.meaning} (default: {setting.default or 'none'})"))
     click.echo(definition_list("Settings", rows))
+
+
+class Bar:
+    """How far a fetch is: a bar on a terminal, else a line every few seconds, both on standard error."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._bar: Any = None
+        self._shown = 0
+        self._next_line = time.monotonic() + LINE_SECONDS
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def show(self, progress: FetchProgress) -> None:
+        if progress.note:
+            click.echo(f"xgboost-server: {progress.note}", err=True)
+        elif sys.stderr.isatty() and progress.total:
+            self._draw(progress.received, progress.total)
+        elif time.monotonic() >= self._next_line and progress.state != "fetched":
+            self._next_line = time.monotonic() + LINE_SECONDS
+            click.echo(f"xgboost-server: {progress}", err=True)
+
+    def _draw(self, received: int, total: int) -> None:
+        if self._bar is None:
+            bar = click.progressbar(length=total, label="fetching", file=sys.stderr)
+            self._bar = self._stack.enter_context(bar)
+        self._bar.update(received - self._shown)
+        self._shown = received
 
 
 def definition_list(title: str, rows: list[tuple[str, str]]) -> str:
@@ -153,16 +218,16 @@ def definition_list(title: str, rows: list[tuple[str, str]]) -> str:
     return formatter.getvalue().rstrip()
 
 
-def read_model_settings(model: Path) -> Settings:
-    """What `inspect` and `score` need; the server's own settings may stand wrong in this environment."""
-    cache = {name: value for name, value in os.environ.items() if name == "SCORER_CACHE_DIR"}
-    return read_settings({"SCORER_MODEL": str(model), **cache})
+def read_model_settings(model: str, **more: str) -> Settings:
+    """What a command that is given a model needs; the server's own settings may stand wrong in this environment."""
+    kept = {name: value for name, value in os.environ.items() if name in KEPT}
+    return read_settings({**kept, "SCORER_MODEL": model, **more})
 
 
 @main.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(model: Path, as_json: bool) -> None:
+def inspect(model: str, as_json: bool) -> None:
     """Say what MODEL is, how large and how fast."""
     from service.inspection import describe, inspect_model
 
@@ -175,7 +240,7 @@ def inspect(model: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("-o", "--output", type=click.Path(path_type=Path, allow_dash=True), default="-", help="Default: stdout.")
 @click.option("--format", "named_format", type=FORMAT, help="Of what has no name that tells it: a pipe, rows.txt.")
@@ -185,7 +250,7 @@ def inspect(model: Path, as_json: bool) -> None:
 @click.option("--margin", is_flag=True, help="Give the sums before the objective's transformation.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress on the terminal.")
 def score(
-    model: Path,
+    model: str,
     file: Path,
     output: Path,
     named_format: str | None,

@@ -25,7 +25,8 @@
     └── NotReadyError                  503   not-ready
 
     StartError                       what stops a process from starting; holds every fault found
-    └── ModelFileError               one model file that cannot be served, and why
+    ├── ModelFileError               one model file that cannot be served, and why
+    └── FetchError                   one model that cannot be fetched; whether a later attempt may succeed
     RowsFileError                    a file of rows that cannot be read, scored or written, and where
 
 A message says what, where and what would be right. It never repeats a caller's value.
@@ -262,3 +263,12 @@ class RowsFileError(Exception):
         super().__init__(": ".join(part for part in (name, place, problem) if part))
         self.place = place
         self.problem = problem
+
+
+class FetchError(StartError):
+    """One model that cannot be fetched."""
+
+    def __init__(self, reason: str, *, is_temporary: bool = False) -> None:
+        super().__init__([reason])
+        self.reason = reason
+        self.is_temporary = is_temporary

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any
@@ -24,12 +25,15 @@ from gunicorn.arbiter import Arbiter
 from service.edge import ROUTE_LABELS
 from service.errors import StartError
 from service.generations import Generation, RunFolder, create_run_folder, find_parent
+from service.logs import create_log
 from service.machine import ControlGroup, default_workers
 from service.machine_code import load_code
 from service.metrics import Block
-from service.models import find_file
-from service.packing import find_cache, kernel_cache, prepare, verify_cache
-from service.settings import Settings, read_settings
+from service.models import admit_file, find_file
+from service.packing import find_cache, kernel_cache, verify_cache
+from service.settings import Settings, Uri, read_settings
+from service.sources import ProgressLog
+from service.sources import find_faults as find_source_faults
 from service.succession import Master
 from service.swaps import create_first
 
@@ -81,10 +85,14 @@ def find_faults(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def find_model_faults(settings: Settings) -> Iterator[str]:
-    """Finds them by packing the model, which the workers need anyway."""
+    """Finds them by fetching and packing the model, which the workers need anyway."""
+    faults = list(find_source_faults(settings))
+    if faults:  # a store that must not be asked
+        yield from faults
+        return
     try:
-        _, file = find_file(settings)
-        prepare(file, find_cache(settings.cache_dir))
+        _, file = find_file(settings, ProgressLog(create_log()))
+        admit_file(file, settings)
     except StartError as error:
         yield from error.faults
 
@@ -95,7 +103,8 @@ def find_model_faults_beside(environ: Mapping[str, str]) -> Iterator[str]:
         settings = read_settings({"SCORER_MODEL": environ.get("SCORER_MODEL", "")})
     except StartError:
         return
-    yield from find_model_faults(settings)
+    if not isinstance(settings.model, Uri):  # whose own settings may be the ones that are wrong
+        yield from find_model_faults(settings)
 
 
 def try_bind(host: str, port: int) -> str:
@@ -196,8 +205,9 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn 27 has no type 
 
 def run_server() -> None:
     """Serve what the environment says until told to stop; raises `StartError` before anything listens."""
+    began = time.time()
     faults = list(find_faults(os.environ))
     if faults:
         raise StartError(faults)
     with create_run_folder(find_parent()) as run:
-        Server(run, create_first(read_settings(os.environ), run)).run()
+        Server(run, create_first(read_settings(os.environ), run, began)).run()

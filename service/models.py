@@ -1,26 +1,23 @@
-"""Which model is served: the file, or the newest version in a folder of versions."""
+"""Which model is served: the file, the newest version in a folder of versions, or what is fetched from a URI."""
 
 from __future__ import annotations
 
-import re
+import math
 import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.admission import Record
-from service.artifact import ModelFile, read_model_file
+from service.artifact import FILE_NAMES, ONLY_VERSION, VERSION, ModelFile, natural_order, read_model_file
 from service.batch import ModelIdentity, ReadMatrix
 from service.errors import ModelFileError
 from service.generations import Generation
 from service.golden import verify_golden
-from service.packing import Packed, find_cache, load_reader, prepare
+from service.packing import Packed, find_cache, load_reader, prepare, verify_cache
 from service.predictor import BoosterPredictor, Predictor
-from service.settings import Settings
-
-FILE_NAMES = ("model.ubj", "model.json")
-# A file that is not in a folder of versions has this one, so that versioned URLs work for it as well.
-ONLY_VERSION = "1"
+from service.settings import Settings, Uri
+from service.sources import Progress, Report, cache_folder, fetch, forget
 
 
 @dataclass(frozen=True)
@@ -65,14 +62,8 @@ def find_versions(place: Path) -> dict[str, Path]:
         folder.name: folder / name
         for folder in place.iterdir()
         for name in reversed(FILE_NAMES)
-        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", folder.name) and (folder / name).is_file()
+        if VERSION.fullmatch(folder.name) and (folder / name).is_file()
     }
-
-
-def natural_order(version: str) -> list[tuple[int, int, str]]:
-    """2 before 10, and 1.9 before 1.10."""
-    parts = re.findall(r"\d+|\D+", version)
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
 
 
 def create_predictor(file: ModelFile, packed: Packed) -> Predictor:
@@ -92,15 +83,44 @@ def choose_predictor(file: ModelFile, packed: Packed) -> Predictor:
     return BoosterPredictor.from_model_file(file, reason)
 
 
-def find_file(settings: Settings) -> tuple[str, ModelFile]:
-    version, path = find_model(settings.model)
+def ignore(progress: Progress) -> None:
+    """For those who do not want to know how far it is."""
+
+
+def find_file(settings: Settings, report: Report = ignore, since: float = math.inf) -> tuple[str, ModelFile]:
+    """Version and bytes of the model; from a URI it is fetched, unless the store was asked since this Unix time."""
+    if isinstance(settings.model, Uri):
+        version, path = bring(settings, settings.model, report, since)
+    else:
+        version, path = find_model(settings.model)
     return version, read_model_file(path, settings.model_sha256)
 
 
-def load_model(settings: Settings) -> LoadedModel:
-    """The model that the settings name, ready to predict, or `ModelFileError`."""
+def bring(settings: Settings, uri: Uri, report: Report, since: float) -> tuple[str, Path]:
+    """What the URI names, in the cache."""
+    cache = find_cache(settings.cache_dir)
+    try:
+        verify_cache(cache)
+    except OSError as error:
+        raise ModelFileError(f"{cache}: nowhere to put what is fetched: {error.strerror or error}") from None
+    found = fetch(settings, cache_folder(cache, uri), report, is_cache=True, since=since)
+    return found.version, Path(found.path)
+
+
+def admit_file(file: ModelFile, settings: Settings) -> Packed:
+    """Admitted and packed, or `ModelFileError`: then what was fetched does not stay in the cache."""
+    try:
+        return prepare(file, find_cache(settings.cache_dir))
+    except ModelFileError:
+        if isinstance(settings.model, Uri):
+            forget(file.path)
+        raise
+
+
+def load_model(settings: Settings, report: Report = ignore, since: float = math.inf) -> LoadedModel:
+    """The model that the settings name, ready to predict, or `StartError`."""
     began = time.perf_counter()
-    version, file = find_file(settings)
+    version, file = find_file(settings, report, since)
     return load_file(settings, version, file, began)
 
 
@@ -113,7 +133,7 @@ def load_generation(settings: Settings, generation: Generation) -> LoadedModel:
 
 def load_file(settings: Settings, version: str, file: ModelFile, began: float) -> LoadedModel:
     cache = find_cache(settings.cache_dir)
-    packed = prepare(file, cache)
+    packed = admit_file(file, settings)
     predictor = create_predictor(file, packed)
     identity = ModelIdentity(settings.model_name, version, file.digest)
     # Where the kernels run, which says that the cache is there and can be trusted, so does the reader.

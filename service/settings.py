@@ -7,10 +7,11 @@ so that a deployment is mended in one go.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,16 +19,35 @@ from urllib.parse import unquote, urlsplit
 from service.errors import StartError
 
 PREFIX = "SCORER_"
+BUCKET_SCHEMES = ("s3", "gs", "az")
+
+
+@dataclass(frozen=True)
+class Uri:
+    """A model that has to be fetched. Printed without its query, which may be a signature."""
+
+    text: str = field(repr=False)
+    scheme: str
+    # Bucket or container; for https the host, with its port where one is given.
+    place: str
+    # Key or path, without the leading slash and the query.
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.place}/{self.path}{'?…' if '?' in self.text else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The values in force; one attribute a setting, named as in `SETTINGS`."""
 
-    model: Path
+    model: Path | Uri
     model_name: str
     model_sha256: str
     model_poll_seconds: float
+    model_https_hosts: str
+    model_max_bytes: int
+    fetch_timeout_seconds: float
     cache_dir: str
     host: str
     port: int
@@ -81,21 +101,64 @@ def pattern(regex: str, expected: str) -> Callable[[str], str]:
     return read
 
 
-def model_place(text: str) -> Path:
-    """A path, plain or as file:// URI."""
+def model_place(text: str) -> Path | Uri:
+    """A path, plain or as file:// URI; or the URI of what has to be fetched."""
     if not text:
         raise ValueError("not set; expected a model file (.ubj or .json) or a folder of <version>/model.ubj")
-    uri = urlsplit(text)
+    if "://" not in text and not text.lower().startswith("file:"):
+        return Path(text)
+    try:
+        uri = urlsplit(text)
+    except ValueError:
+        raise ValueError("expected a URI; its host cannot be read") from None
     if uri.scheme == "file":
         return Path(unquote(uri.path))
-    if "://" in text:
-        raise ValueError("only files can be served at present; expected a path or a file:// URI")
-    return Path(text)
+    if "@" in uri.netloc:
+        raise ValueError("expected a URI without user and password")
+    if uri.scheme in BUCKET_SCHEMES:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}", uri.netloc) or "?" in text or "#" in text:
+            raise ValueError(f"expected {uri.scheme}://<bucket>/<key of a model file, or of a folder of versions>")
+        return Uri(text, uri.scheme, uri.netloc, uri.path.lstrip("/"))
+    if uri.scheme == "https":
+        return https_place(text)
+    raise ValueError("expected a path, or a URI that begins with s3://, gs://, az://, https:// or file://")
 
+
+def https_place(text: str) -> Uri:
+    uri = urlsplit(text)
+    has_host = re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", uri.netloc)
+    if not has_host or not text.isascii() or not text.isprintable() or " " in text or uri.fragment:
+        raise ValueError("expected https://<host>/<path>, percent-encoded")
+    if uri.path.strip("/") == "" or uri.path.endswith("/"):
+        raise ValueError("a folder cannot be listed over https; expected the URI of a model file")
+    return Uri(text, "https", uri.netloc.lower(), uri.path.removeprefix("/"))
+
+
+def host_list(text: str) -> str:
+    """Hosts, addresses and networks, separated by commas."""
+    entries = [entry.strip().lower() for entry in text.split(",") if entry.strip()]
+    for entry in entries:
+        if not re.fullmatch(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", entry) and not is_network(entry):
+            raise ValueError("expected host names, with or without :port, addresses or networks, separated by commas")
+    return ",".join(entries)
+
+
+def is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
+
+
+MODEL_MEANING = (
+    "model file, or folder of `<version>/model.ubj` or `.json`; a path or a URI: `s3://`, `gs://`, `az://`, `https://`, "
+    "`file://`"
+)
 
 # The order is the order of the README's table and of `xgboost-server settings`.
 SETTINGS = (
-    Setting("model", "SCORER_MODEL", model_place, "", "model file, or folder of `<version>/model.ubj` or `.json`"),
+    Setting("model", "SCORER_MODEL", model_place, "", MODEL_MEANING),
     Setting(
         "model_name",
         "SCORER_MODEL_NAME",
@@ -115,14 +178,35 @@ SETTINGS = (
         "SCORER_MODEL_POLL_SECONDS",
         number(0, 86400),
         "5",
-        "time between two looks for a new version, which is served once two looks find it the same; 0: never look",
+        "time between two looks for a new version, which is served once two looks find it the same; 0: never look; a URI is asked once a minute at most",
+    ),
+    Setting(
+        "model_https_hosts",
+        "SCORER_MODEL_HTTPS_HOSTS",
+        host_list,
+        "",
+        "hosts that a model may come from over https, separated by commas; addresses that are not public have to be in it too",
+    ),
+    Setting(
+        "model_max_bytes",
+        "SCORER_MODEL_MAX_BYTES",
+        integer(1, 2**40),
+        str(2**30),
+        "largest model file to fetch",
+    ),
+    Setting(
+        "fetch_timeout_seconds",
+        "SCORER_FETCH_TIMEOUT_SECONDS",
+        number(0.1, 86400),
+        "600",
+        "longest time to fetch a model, with all attempts",
     ),
     Setting(
         "cache_dir",
         "SCORER_CACHE_DIR",
         str,
         "",
-        "folder for packed models and compiled kernels; empty: in the user's cache folder, or else in the temporary one",
+        "folder for fetched and packed models and for compiled kernels; empty: in the user's cache folder, or else in the temporary one",
     ),
     Setting("host", "SCORER_HOST", pattern(r"[0-9A-Za-z.:_-]+", "a host name or an address"), "127.0.0.1", "address"),
     Setting("port", "SCORER_PORT", integer(1, 65535), "8000", "port for callers"),
@@ -225,9 +309,10 @@ def unknown_names(environ: Mapping[str, str]) -> Iterable[str]:
             yield f"{name}: no such setting{hint}"
 
 
-def default_model_name(model: Path) -> str:
+def default_model_name(model: Path | Uri) -> str:
     """`iris/model.ubj` and `iris/3/model.ubj` are iris; `churn.ubj` is churn; a folder has its own name."""
-    path = Path(os.path.abspath(model))  # no look at the disk: links and missing files are found out later
+    place = model if isinstance(model, Path) else Path("/", model.place, model.path)
+    path = Path(os.path.abspath(place))  # no look at the disk: links and missing files are found out later
     name = path.stem if path.suffix in (".ubj", ".json") else path.name
     if name == "model":
         path = path.parent

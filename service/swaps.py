@@ -26,6 +26,7 @@ from pathlib import Path
 
 from service.artifact import ModelFile, read_model_file
 from service.errors import (
+    FetchError,
     InvalidInputError,
     ModelFileError,
     ModelRefusedError,
@@ -37,30 +38,35 @@ from service.errors import (
 from service.generations import POLL, SWAP, Generation, Pointer, Refusal, RunFolder
 from service.golden import digest_golden, read_golden_file
 from service.metrics import READY, Block, Recorder
-from service.models import find_model, find_versions
+from service.models import admit_file, find_file, find_model, find_versions, ignore
 from service.packing import drop_packed, find_cache, prepare
-from service.settings import Settings
+from service.settings import Settings, Uri
+from service.sources import ProgressLog, Report, find_newest
 
 # After a failure that is not the candidate's, such as a full disk.
 RETRY_SECONDS = 60.0
+# A store is asked no more often: a listing costs money, and a process of 0.2 s.
+STORE_SECONDS = 60.0
 WAIT_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What there is to serve. The stamp changes whenever the file may have; `fault` says why there is nothing."""
+    """What there is to serve. The stamp changes whenever the file may have; `fault` says why there is nothing.
+
+    `place` is a file, or the URI that a store was asked for.
+    """
 
     version: str
-    path: Path
+    place: Path | Uri
     stamp: str
     fault: str = ""
 
 
-# What a source other than files has to bring: these two.
-
-
 def find_candidate(settings: Settings, version: str = "") -> Candidate:
     """The newest version there is, or the one that is named; cheap, as it is done every few seconds."""
+    if isinstance(settings.model, Uri):
+        return ask_store(settings, settings.model, version)
     try:
         found, path = find_named(settings.model, version) if version else find_model(settings.model)
         return Candidate(found, path, stamp(found, path))
@@ -69,13 +75,28 @@ def find_candidate(settings: Settings, version: str = "") -> Candidate:
         return Candidate(version, settings.model, f"nothing: {fault}", fault)
 
 
-def read_candidate(candidate: Candidate, settings: Settings) -> ModelFile:
-    """Its bytes, if they are those of one moment; raises `ModelFileError`."""
+def ask_store(settings: Settings, uri: Uri, version: str) -> Candidate:
+    if version:
+        raise InvalidInputError("parameters.version", "what a URI names is its newest version; expected none here")
+    try:
+        newest = find_newest(settings)
+    except StartError as error:
+        return Candidate("", uri, f"nothing: {explain(error)}", explain(error))
+    return Candidate(newest.version, uri, newest.identity)
+
+
+def read_candidate(candidate: Candidate, settings: Settings, report: Report, since: float = math.inf) -> ModelFile:
+    """Its bytes, if they are those of one moment; raises `StartError`."""
     if candidate.fault:
         raise ModelFileError(candidate.fault)
-    file = read_model_file(candidate.path, settings.model_sha256)
-    if stamp(candidate.version, candidate.path) != candidate.stamp:
-        raise ModelFileError(f"{candidate.path}: the file changed while it was read")
+    if isinstance(candidate.place, Uri):
+        version, file = find_file(settings, report, since)
+        if version != candidate.version:
+            raise FetchError(f"{candidate.place}: a newer version has come meanwhile", is_temporary=True)
+        return file
+    file = read_model_file(candidate.place, settings.model_sha256)
+    if stamp(candidate.version, candidate.place) != candidate.stamp:
+        raise ModelFileError(f"{candidate.place}: the file changed while it was read")
     return file
 
 
@@ -100,10 +121,14 @@ def explain(error: Exception) -> str:
     return str(error)
 
 
-def create_first(settings: Settings, run: RunFolder) -> Generation:
-    """The generation that a server starts with; raises `StartError`."""
-    candidate = find_candidate(settings)
-    file = read_candidate(candidate, settings)
+def create_first(settings: Settings, run: RunFolder, since: float = math.inf) -> Generation:
+    """The generation that a server starts with; raises `StartError`. A store is not asked again since this Unix time."""
+    if isinstance(settings.model, Uri):
+        version, file = find_file(settings, ignore, since)
+        candidate = Candidate(version, settings.model, "")
+    else:
+        candidate = find_candidate(settings)
+        file = read_candidate(candidate, settings, ignore)
     try:
         first = admit(candidate, file, settings, run, number=1)
         run.write(Pointer(first, first, None, candidate.stamp, None))
@@ -119,7 +144,7 @@ def admit(
 
     Where nothing can be packed, for want of a cache, XGBoost serves. What is served packed is not exchanged for that.
     """
-    packed = prepare(file, find_cache(settings.cache_dir))
+    packed = admit_file(file, settings)
     if must_pack and not packed.is_kept:
         raise OSError(packed.reason)
     golden = read_golden_file(file.path)
@@ -131,7 +156,7 @@ def admit(
         number=number,
         version=candidate.version,
         digest=file.digest,
-        path=str(candidate.path),
+        path=str(candidate.place),
         copy=str(run.keep(file, golden)),
         is_packed=packed.is_kept,
         admitted_at=time.time(),
@@ -185,13 +210,22 @@ class Swaps:
     """Finds, admits and writes down. Every worker has one, and the master; `count` takes one of `SWAP_RESULTS`."""
 
     def __init__(
-        self, settings: Settings, run: RunFolder, block: Block, log: logging.Logger, count: Callable[[str], None]
+        self,
+        settings: Settings,
+        run: RunFolder,
+        block: Block,
+        log: logging.Logger,
+        count: Callable[[str], None],
+        report: Report | None = None,
     ) -> None:
         self._settings = settings
         self._run = run
         self._block = block
         self._log = log
         self._count = count
+        self._report = report or ProgressLog(log)
+        self._ask_at = time.monotonic() + STORE_SECONDS  # it has just been asked
+        self._unasked = ""
         self._election: int | None = None
         self._looked_at = ""
         # The stamp of what failed last, and when to try it again: where the disk is full the pointer cannot tell.
@@ -226,9 +260,10 @@ class Swaps:
         with self._turn() as pointer:
             if pointer.previous is None:
                 raise NoPreviousVersionError
-            previous = Candidate(pointer.previous.version, Path(pointer.previous.copy), "")
+            copy = Path(pointer.previous.copy)
+            previous = Candidate(pointer.previous.version, copy, "")
             try:
-                prepare(read_model_file(previous.path, pointer.previous.digest), find_cache(self._settings.cache_dir))
+                prepare(read_model_file(copy, pointer.previous.digest), find_cache(self._settings.cache_dir))
                 wanted = replace(pointer.previous, number=self._next_number(pointer), admitted_at=time.time())
                 self._write_wanted(replace(pointer, wanted=wanted))
             except (StartError, OSError) as error:
@@ -241,13 +276,30 @@ class Swaps:
             self._election = self._run.try_lock(POLL)
         if self._election is None:
             return
-        candidate = find_candidate(self._settings)
-        is_stable, self._looked_at = candidate.stamp == self._looked_at, candidate.stamp
-        if not is_stable or self._has_seen(candidate, self._run.read()):
+        candidate = self._look_in_store() if isinstance(self._settings.model, Uri) else self._look_at_files()
+        if candidate is None or self._has_seen(candidate, self._run.read()):
             return
         with suppress(SwapUnderWayError, ModelRefusedError), self._turn() as pointer:  # under way: at the next look
             if not self._has_seen(candidate, pointer):
                 self._take(candidate, pointer)
+
+    def _look_at_files(self) -> Candidate | None:
+        candidate = find_candidate(self._settings)
+        is_stable, self._looked_at = candidate.stamp == self._looked_at, candidate.stamp
+        return candidate if is_stable else None
+
+    def _look_in_store(self) -> Candidate | None:
+        """Once a minute. A store that does not answer, a signature that has run out: what is served goes on, and nothing
+        is refused. One that does not tell its files apart is asked by `load` and HUP alone."""
+        if time.monotonic() < self._ask_at:
+            return None
+        self._ask_at = time.monotonic() + STORE_SECONDS
+        candidate = find_candidate(self._settings)
+        if candidate.fault != self._unasked:
+            self._unasked = candidate.fault
+            if candidate.fault:
+                self._log.warning("the store cannot be asked for a newer version", extra={"reason": candidate.fault})
+        return candidate if candidate.stamp and not candidate.fault else None
 
     def resign(self) -> None:
         """Let another worker be elected."""
@@ -281,7 +333,7 @@ class Swaps:
             refused = None
         noted = replace(pointer, seen=seen, refused=refused)
         try:
-            file = read_candidate(candidate, self._settings)
+            file = read_candidate(candidate, self._settings, self._report)
             if not is_renewal and (candidate.version, file.digest) == (pointer.serving.version, pointer.serving.digest):
                 self._run.write(noted)
                 self._block.is_refused = refused is not None
@@ -292,7 +344,8 @@ class Swaps:
             wanted = admit(candidate, file, self._settings, self._run, number, must_pack=must_pack)
             self._write_wanted(replace(noted, wanted=wanted))
         except StartError as error:
-            is_final = not is_named and has_stamp(candidate)
+            is_temporary = isinstance(error, FetchError) and error.is_temporary
+            is_final = not is_named and not is_temporary and has_stamp(candidate)
             raise self._refuse(candidate, pointer, explain(error), is_final=is_final) from None
         except OSError as error:
             raise self._refuse(candidate, pointer, explain(error), is_final=False) from None
@@ -364,10 +417,10 @@ class Repository:
 
 def has_stamp(candidate: Candidate) -> bool:
     """Whether the file is still the one that the candidate was found as."""
-    if candidate.fault:
+    if candidate.fault or isinstance(candidate.place, Uri):
         return True
     with suppress(OSError):
-        return stamp(candidate.version, candidate.path) == candidate.stamp
+        return stamp(candidate.version, candidate.place) == candidate.stamp
     return False
 
 

@@ -268,8 +268,8 @@ def metadata_views(edge: Edge) -> tuple[tuple[str, Any], ...]:
         return flask.jsonify(models=[edge.verify_loaded().identity.name])
 
     def v1_model(model: str) -> Response:
-        edge.verify_model(model, None)
-        return flask.jsonify(name=model, ready=True)
+        identity = edge.verify_model(model, None).identity
+        return flask.jsonify(name=model, ready=True, version=identity.version, digest=f"sha256:{identity.digest}")
 
     def v2() -> Response:
         extensions = ["binary_tensor_data", "model_repository", "parameters"]

@@ -33,13 +33,14 @@ from gunicorn.workers.base import Worker
 from service.app import create_app_around
 from service.door import Door
 from service.edge import ROUTE_LABELS, Edge
-from service.errors import StartError
+from service.errors import FetchError, StartError
 from service.generations import Generation, RunFolder
 from service.http1 import Connection
 from service.logs import create_log
 from service.metrics import BOOTING, DRAINING, READY, Block, Recorder
 from service.models import LoadedModel, load_generation, load_model
 from service.settings import read_settings
+from service.sources import Progress, ProgressLog
 from service.stream import Stream
 from service.swaps import Announcement, Repository, Swaps
 
@@ -170,12 +171,26 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
 
     def _load_model(self) -> LoadedModel:
         generation = self.scorer_generation
-        return load_generation(self.settings, generation) if generation is not None else load_model(self.settings)
+        if generation is not None:
+            return load_generation(self.settings, generation)
+        # Without our master. What this server has fetched already is not asked for again: its workers serve one version.
+        since = float(self.recorder.block.head[Block.STARTED_AT])
+        self.fetch_log = ProgressLog(self.server_log)
+        return load_model(self.settings, self._follow_fetch, since)
+
+    def _follow_fetch(self, progress: Progress) -> None:
+        """In the loading thread: tell the probes and the log; end the fetch when the worker is told to stop."""
+        self.edge.unready = str(progress)
+        self.fetch_log(progress)
+        if self.stopping.is_set():
+            raise FetchError("told to stop")
 
     async def _load(self) -> None:
         try:
             model = await self.loop.run_in_executor(None, self._load_model)
         except StartError as error:
+            if self.stopping.is_set():
+                sys.exit(0)
             self.server_log.error("cannot serve", extra={"faults": error.faults})
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
         self.edge.serve(model)

@@ -93,7 +93,9 @@ class RunningServer:
 
 def is_worker(child: psutil.Process) -> bool:
     try:
-        return child.status() != psutil.STATUS_ZOMBIE and "service.packing" not in child.cmdline()
+        if child.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return not {"service.packing", "service.sources"} & set(child.cmdline())
     except psutil.NoSuchProcess:
         return False
 

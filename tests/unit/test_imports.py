@@ -23,7 +23,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     5: ("edge", "succession"),
     4: ("scoring", "swaps", "inspection"),
     3: ("models", "packing", "admission"),
-    2: ("predictor", "drift", "scrape", "generations", "engine", "compiler"),
+    2: ("predictor", "drift", "scrape", "generations", "sources", "engine", "compiler"),
     1: (
         "artifact",
         "structure",
@@ -150,14 +150,14 @@ def test_predictor_does_import_xgboost() -> None:
 FRESH = """
 import json, os, sys
 import {module}
-heavy = [name for name in ("xgboost", "scipy", "pandas", "sklearn") if name in sys.modules]
+heavy = [name for name in ("xgboost", "scipy", "pandas", "sklearn", "obstore", "urllib3") if name in sys.modules]
 print(json.dumps([heavy, len(os.listdir("/proc/self/task"))]))
 """
 
 
 @pytest.mark.parametrize("module", [name for name in ("master", "worker", "cli") if Path(f"{name}.py") in MODULES])
 def test_what_the_master_imports_is_light(module: str) -> None:
-    """In a fresh interpreter: no XGBoost, and exactly one thread, as it forks. A thread that holds a lock at the fork
+    """In a fresh interpreter: no XGBoost, no obstore, which brings threads of its own, and exactly one thread, as it forks. A thread that holds a lock at the fork
     holds it in the child for ever; OpenBLAS starts its own with numpy unless it is told not to."""
     if not Path("/proc/self/task").exists():
         pytest.skip("no /proc on this system")

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from service.artifact import read_model_file, verify_unchanged
+from service.artifact import natural_order, read_model_file, verify_unchanged
 from service.errors import ModelFileError
 from service.master import find_model_faults
-from service.models import find_file, find_model, load_model, natural_order
+from service.models import find_file, find_model, load_model
 from service.settings import Settings, read_settings
 from tests.apps import Example
 

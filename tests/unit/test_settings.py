@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import StartError
-from service.settings import SETTINGS, Settings, default_model_name, read_settings
+from service.settings import SETTINGS, Settings, Uri, default_model_name, read_settings
 
 MODEL = {"SCORER_MODEL": "models/churn.ubj"}
 
@@ -28,6 +28,9 @@ def test_defaults() -> None:
         "model_name": "churn",
         "model_sha256": "",
         "model_poll_seconds": 5.0,
+        "model_https_hosts": "",
+        "model_max_bytes": 2**30,
+        "fetch_timeout_seconds": 600.0,
         "cache_dir": "",
         "host": "127.0.0.1",
         "port": 8000,
@@ -51,6 +54,9 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "SCORER_MODEL_NAME": ("Churn-2.1_b", "Churn-2.1_b"),
         "SCORER_MODEL_SHA256": ("0123456789abcdef" * 4, "0123456789abcdef" * 4),
         "SCORER_MODEL_POLL_SECONDS": ("0.5", 0.5),
+        "SCORER_MODEL_HTTPS_HOSTS": ("Example.com, 10.0.0.0/8,", "example.com,10.0.0.0/8"),
+        "SCORER_MODEL_MAX_BYTES": ("7000", 7000),
+        "SCORER_FETCH_TIMEOUT_SECONDS": ("90", 90.0),
         "SCORER_CACHE_DIR": ("/var/cache/scorer", "/var/cache/scorer"),
         "SCORER_HOST": ("::1", "::1"),
         "SCORER_PORT": ("80", 80),
@@ -170,11 +176,65 @@ def test_a_model_is_a_path_or_a_file_uri(text: str, path: str) -> None:
     assert read_settings({"SCORER_MODEL": text}).model == Path(path)
 
 
-@pytest.mark.parametrize("text", ["s3://bucket/model.ubj", "https://example.com/model.ubj", "gs://b/m", "az://b/m"])
-def test_what_cannot_be_fetched_yet_is_refused_by_name(text: str) -> None:
-    """Better at once than as a file that is not there."""
+@pytest.mark.parametrize(
+    ("text", "place", "path"),
+    [
+        ("s3://models/churn/model.ubj", "models", "churn/model.ubj"),
+        ("s3://models", "models", ""),
+        ("gs://models/churn/", "models", "churn/"),
+        ("az://container/a%20b.ubj", "container", "a%20b.ubj"),
+        ("S3://Models/Churn", "Models", "Churn"),
+        ("https://example.com/churn/model.ubj", "example.com", "churn/model.ubj"),
+        ("https://Example.com:8443/m?X-Amz-Signature=1", "example.com:8443", "m"),
+        ("https://[::1]:8443/m.ubj", "[::1]:8443", "m.ubj"),
+    ],
+)
+def test_a_model_may_have_a_uri(text: str, place: str, path: str) -> None:
+    """Keys are taken as they are written, as the stores' own tools do."""
+    uri = read_settings({"SCORER_MODEL": text}).model
+    assert isinstance(uri, Uri)
+    assert (uri.text, uri.scheme, uri.place, uri.path) == (text, text.partition(":")[0].lower(), place, path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ftp://example.com/m.ubj", "expected a path, or a URI that begins with s3://"),
+        ("http://example.com/m.ubj", "expected a path, or a URI that begins with s3://"),
+        ("s3:///churn", "expected s3://<bucket>/"),
+        ("s3://b ucket/churn", "expected s3://<bucket>/"),
+        ("s3://bucket/churn?versionId=1", "expected s3://<bucket>/"),
+        ("https:///m.ubj", "expected https://<host>/<path>"),
+        ("https://example.com:port/m.ubj", "expected https://<host>/<path>"),
+        ("https://example.com/a b.ubj", "expected https://<host>/<path>"),
+        ("https://example.com/m.ubj\r\nHost: x", "expected https://<host>/<path>"),
+        ("https://example.com/größe.ubj", "expected https://<host>/<path>"),
+        ("https://example.com", "a folder cannot be listed over https"),
+        ("https://example.com/models/", "a folder cannot be listed over https"),
+        ("https://someone:s3cr3t@example.com/m.ubj", "expected a URI without user and password"),
+        ("s3://AKIACANARY:s3cr3t@bucket/m.ubj", "expected a URI without user and password"),
+        ("https://[::1/m.ubj", "expected a URI"),
+    ],
+)
+def test_a_uri_that_names_no_model_is_refused_with_what_would_be_right(text: str, expected: str) -> None:
     (fault,) = faults_of(SCORER_MODEL=text)
-    assert fault.startswith("SCORER_MODEL: only files can be served at present")
+    assert fault.startswith(f"SCORER_MODEL: {expected}")
+    assert "s3cr3t" not in fault
+
+
+def test_the_query_of_a_uri_is_never_printed() -> None:
+    """It may be a signature, and what is printed ends in a log."""
+    settings = read_settings({"SCORER_MODEL": "https://example.com/churn/m.ubj?X-Amz-Signature=c0ffee"})
+    assert "c0ffee" not in f"{settings} {settings.model} {settings.model!r} {settings.model_name}"
+    assert str(settings.model) == "https://example.com/churn/m.ubj?…"
+
+
+@pytest.mark.parametrize("text", ["https://example.com", "example.com/path", "*.example.com", "a b", "10.0.0.0/33"])
+def test_hosts_are_names_addresses_or_networks(text: str) -> None:
+    (fault,) = faults_of(SCORER_MODEL_HTTPS_HOSTS=f"fine.example.com,{text}")
+    assert fault.startswith(
+        "SCORER_MODEL_HTTPS_HOSTS: expected host names, with or without :port, addresses or networks"
+    )
 
 
 def test_a_model_is_needed() -> None:
@@ -202,11 +262,16 @@ def test_no_text_in_the_environment_is_more_than_a_fault(text: str) -> None:
         ("models/iris.v2/model.ubj", "iris.v2"),
         ("models/größe 1.ubj", "gr--e-1"),
         ("models/--.ubj", "model"),
+        ("s3://models/churn", "churn"),
+        ("s3://models/teams/risk/churn/", "churn"),
+        ("s3://models/churn/3/model.ubj", "churn"),
+        ("s3://churn", "churn"),
+        ("https://example.com/churn/model.ubj?signature=1", "churn"),
     ],
 )
 def test_default_model_name(place: str, name: str) -> None:
     """The folder's name or the file's: a folder of versions and its newest file have the same name in URLs."""
-    assert default_model_name(Path(place)) == name
+    assert read_settings({"SCORER_MODEL": place}).model_name == name
 
 
 def test_a_default_model_name_would_be_accepted_as_a_setting() -> None:

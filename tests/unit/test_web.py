@@ -183,7 +183,8 @@ def test_metadata_speaks_of_the_served_model(world: World, iris: Example) -> Non
     assert get("/livez").json == {"status": "alive"}
     assert get("/readyz").json == {"status": "ready"}
     assert get("/v1/models").json == {"models": ["iris"]}
-    assert get("/v1/models/iris").json == {"name": "iris", "ready": True}
+    digest = f"sha256:{iris.model.identity.digest}"
+    assert get("/v1/models/iris").json == {"name": "iris", "ready": True, "version": "1", "digest": digest}
     assert get("/v2/health/live").json == {"live": True}
     assert get("/v2/health/ready").json == {"ready": True}
     assert get("/v2/models/iris/ready").json == {"name": "iris", "ready": True}
