@@ -94,7 +94,6 @@ STEEPEST = np.float32(88.7)
 # Without numba's runtime nothing is counted or allocated, and without ways in from Python only the function itself is
 # compiled; `compiler` adds the way in for C.
 OPTIONS: dict[str, Any] = {
-    "nogil": True,
     "error_model": "numpy",
     "fastmath": False,
     "boundscheck": False,
