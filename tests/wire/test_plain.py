@@ -7,10 +7,13 @@ import json
 import mmap
 import random
 import struct
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import numba
 import numpy as np
 import orjson
 import pytest
@@ -18,10 +21,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.batch import Incoming
+from service.decimals import HIGHEST, LOWEST, round_exactly
 from service.errors import ServiceError
 from service.wire import ROUTES, Route
 from service.wire.open_inference import Reply
 from service.wire.plain import SHORT_BYTES, MatrixReader
+from tests.apps import Example, World
 from tests.unit.engine_models import compiled_code
 from tests.wire.cases import read_cases
 
@@ -174,6 +179,30 @@ def count_known(reader: MatrixReader, kind: str, source: random.Random) -> int:
     return len(known)
 
 
+def hard_cases(source: random.Random) -> Iterator[tuple[int, int]]:
+    """Digits and exponents of ten: any, and those whose value is a float64, or halfway between two."""
+    for _ in range(100_000):
+        yield source.randrange(1, 2 ** source.randrange(1, 65)), source.randrange(LOWEST, HIGHEST + 1)
+        exponent = source.randrange(28)
+        most = (2**64 - 1) // 5**exponent
+        yield source.randrange(1, most + 1) * 5**exponent, -exponent
+        bits = source.randrange(2**53, 2**54) | 1
+        yield bits * 5 ** source.randrange(5) & (2**64 - 1), -source.randrange(5)
+
+
+def test_what_is_rounded_exactly_is_rounded_right() -> None:
+    """Python reads decimal numbers right; the algorithm may pass, but not be wrong."""
+    exactly = numba.njit(lambda digits, exponent: round_exactly(digits, exponent))
+    passed = 0
+    for digits, exponent in hard_cases(random.Random(5)):
+        found = exactly(np.uint64(digits), exponent)
+        if found < 0:
+            passed += 1
+        else:
+            assert found == float(f"{digits}e{exponent}"), (digits, exponent)
+    assert passed < 10
+
+
 PLAIN = (
     "0", "5", "-5", "0.0", "-0.0", "-0e0", "0e9", "1e5", "1E+05", "1e-5", "1.50", "-1.5e-3", "16777217", "16777216.9999999999",
     "123456789012", "9999999999999999999", "0.000001234567890123456", "3.4028234663852886e38", "1e-45", "1.401298464324817e-45",
@@ -299,6 +328,8 @@ def test_both_ways_agree_on_any_rows_under_any_keys(reader: MatrixReader, route:
 DOCUMENTS = (
     b'{"inputs":[{"name":"a","shape":[2],"datatype":"FP32","parameters":{"data":[1,2]}}]}',
     b'{"inputs":[{"name":"a","shape":[1,2],"datatype":"FP32","d\\u0061ta":[1,2],"parameters":{"data":[3,4]}}]}',
+    b'{"inputs":[{"name":"a","shape":[1,2],"datatype":"FP32","parameters":{"data":[1,2]},"data":null}]}',
+    b'{"inputs":[{"name":"a","shape":[1,2],"datatype":"FP32","parameters":{"data":[1,2]},"d\\u0061ta":null}]}',
     b'{"inputs":[{"name":"a","shape":[1,2],"datatype":"FP32","data":[1,2],"data":[3,4]}]}',
     b'{"inputs":[{"name":"a","shape":[1,2],"datatype":"FP32","data":[1,2]}],"inputs":[{"data":null}]}',
     b'{"inputs":[{"name":"\\"data\\":[1]","shape":[1,2],"datatype":"FP32","data":[1,2]}]}',
@@ -349,6 +380,37 @@ def test_the_reply_of_v2_is_made_of_what_stands_beside_the_data(reader: MatrixRe
     body = b'{"id":"7","inputs":[{"name":"a","shape":[1,2],"datatype":"FP32","data":[1,2]}]}'
     batch = ROUTES[3].decode(replace(request(body), read_matrix=reader))
     assert batch.reply == Reply("7", is_binary=False)
+
+
+def test_threads_do_not_read_into_each_others_memory(reader: MatrixReader) -> None:
+    """As the Flask door's threads do, with the switches between them as near together as can be."""
+    bodies = [json.dumps([[seed + k / 8 for k in range(30)]]).encode() for seed in range(4)]
+    wanted = [np.array(json.loads(body), np.float32).tobytes() for body in bodies]
+
+    def read_often(number: int) -> bool:
+        return all(reader(bodies[number], 0)[0].tobytes() == wanted[number] for _ in range(3_000))  # type: ignore[index]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(read_often, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_the_edge_reads_with_what_came_with_the_model(iris: Example) -> None:
+    """And in the usual way where nothing came; the answers are the same."""
+    assert iris.model.read_matrix is not None
+    answers = []
+    for read_matrix in (iris.model.read_matrix, None):
+        world = World(replace(iris.model, read_matrix=read_matrix))
+        call = world.edge.begin(ROUTES[0], request(b"[[5.1, 3.5, 1.4, 0.2]]"), 0.0)
+        assert call.incoming.read_matrix is read_matrix
+        answers.append(world.edge.finish(call).outgoing)
+    assert answers[0] is not None
+    assert answers[0].status == 200
+    assert answers[0] == answers[1]
 
 
 # Bounds.
