@@ -36,7 +36,7 @@ class Tally:
 
 
 class Load:
-    """Clients in threads; stops when told, or after `requests` each."""
+    """Clients in threads; stops when told, or after `requests` each. They rest for `pause` seconds between two."""
 
     def __init__(
         self,
@@ -47,10 +47,11 @@ class Load:
         path: str = PATH,
         body: bytes = ROW,
         verify: Verify = verify_iris,
+        pause: float = 0.0,
     ) -> None:
         self._server = server
         self._requests = requests
-        self._path, self._body, self._verify = path, body, verify
+        self._path, self._body, self._verify, self._pause = path, body, verify, pause
         self._stop = threading.Event()
         self.tallies = [Tally() for _ in range(clients)]
         self._threads = [threading.Thread(target=self._run, args=(tally,)) for tally in self.tallies]
@@ -96,4 +97,6 @@ class Load:
                 tally.failures.append(wrong)
             else:
                 tally.times.append((sent, time.monotonic() - sent))
+            if self._pause:
+                time.sleep(self._pause)
         connection.close()

@@ -193,11 +193,14 @@ def idle_connections(server: RunningServer, count: int) -> Iterator[None]:
 
 
 def swap_under_load(serving: Serving, models: Path, count: int) -> None:
-    """`count` swaps under six keep-alive clients; prints how long they took and what they cost the others."""
+    """`count` swaps under six keep-alive clients; prints how long they took and what they cost the others.
+
+    The clients rest for some milliseconds: where every core is busy all the time, a swap measures the scheduler.
+    """
     known = [version(number) for number in range(1, count + 2)]
     judge = Judge(*known)
     with serving(models) as server:
-        with Load(server, clients=6, path=PATH, body=BODY, verify=judge.verify) as clients:
+        with Load(server, clients=6, path=PATH, body=BODY, verify=judge.verify, pause=0.005) as clients:
             time.sleep(3)
             began = time.monotonic()
             for number in range(2, count + 2):
