@@ -46,11 +46,14 @@ def find_version(place: Path) -> tuple[str, Path]:
     if not versions:
         raise ModelFileError(f"{place}: expected <version>/model.ubj or <version>/model.json in this folder")
     version, path = max(versions.items(), key=lambda version: (natural_order(version[0]), version[0]))
-    if not path.resolve().is_relative_to(place.resolve()):
-        raise ModelFileError(
-            f"{path}: a link out of {place}; expected the files themselves, or links within the folder"
-        )
-    return version, path
+    return version, verify_within(place, path)
+
+
+def verify_within(place: Path, path: Path) -> Path:
+    """The path, unless it leads out of the place."""
+    if path.resolve().is_relative_to(place.resolve()):
+        return path
+    raise ModelFileError(f"{path}: a link out of {place}; expected the files themselves, or links within the folder")
 
 
 def find_versions(place: Path) -> dict[str, Path]:

@@ -36,9 +36,9 @@ from service.errors import (
     SwapUnderWayError,
 )
 from service.generations import POLL, SWAP, Generation, Pointer, Refusal, RunFolder
-from service.golden import digest_golden, read_golden_file
+from service.golden import digest_golden, find_golden_file, read_golden_file
 from service.metrics import READY, Block, Recorder
-from service.models import admit_file, find_file, find_model, find_versions, ignore
+from service.models import admit_file, find_file, find_model, find_versions, ignore, verify_within
 from service.packing import drop_packed, find_cache, prepare
 from service.settings import Settings, Uri
 from service.sources import ProgressLog, Report, find_newest
@@ -104,13 +104,15 @@ def find_named(place: Path, version: str) -> tuple[str, Path]:
     versions = find_versions(place) if place.is_dir() else dict([find_model(place)])
     if version not in versions:
         raise InvalidInputError("parameters.version", "no such version in the folder of SCORER_MODEL")
-    return version, versions[version]
+    return version, verify_within(place, versions[version])
 
 
 def stamp(version: str, path: Path) -> str:
-    """Of the file that a link leads to in the end: Kubernetes changes a mounted file by changing a link to its folder."""
-    found = path.stat()
-    return f"{version} {found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+    """Of the model and its golden rows, and of what links lead to in the end: Kubernetes changes a mounted file by
+    changing a link to its folder.
+    """
+    found = [file.stat() for file in (path, find_golden_file(path)) if file is not None]
+    return " ".join([version, *(f"{f.st_dev}.{f.st_ino}.{f.st_size}.{f.st_mtime_ns}.{f.st_ctime_ns}" for f in found)])
 
 
 def explain(error: Exception) -> str:

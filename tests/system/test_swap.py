@@ -630,7 +630,8 @@ def test_a_disk_that_is_full_leaves_the_old_version(serving: Serving, models: Pa
             refused = load(server)
             assert refused.status == 422, refused.body
             assert served(server) == {version(1).digest}
-        assert [path.name for path in (run_folder(models) / "models").iterdir()] == [f"{version(1).digest}.ubj"]
+        (copy,) = (run_folder(models) / "models").iterdir()
+        assert copy.name.startswith(version(1).digest), "nothing of the others is left"
         add(models, 4)
         assert load(server).status == 200
         assert served(server) == {version(4).digest}

@@ -58,7 +58,7 @@ def test_a_server_that_is_told_to_reload_one_goes_on(tmp_path: Path, tampered: d
     path = tmp_path / "iris" / "1" / "model.ubj"
     path.parent.mkdir(parents=True)
     shutil.copy(IRIS, path)
-    with running_server(None, SCORER_MODEL=str(path.parents[1])) as server:
+    with running_server(None, SCORER_MODEL=str(path.parents[1]), SCORER_MODEL_POLL_SECONDS="0") as server:
         workers = server.workers()
         for version, name in enumerate(KILLERS[:-1], start=2):
             form = "json" if name.endswith(".json") else "ubj"
@@ -66,7 +66,7 @@ def test_a_server_that_is_told_to_reload_one_goes_on(tmp_path: Path, tampered: d
             candidate.parent.mkdir()
             candidate.write_bytes(tampered[name])
             server.signal(signal.SIGHUP)
-            wait_until(lambda: server.log.read_text().count("reload refused") == version - 1)  # noqa: B023 - waited for
+            wait_until(lambda: server.log.read_text().count("model refused") == version - 1)  # noqa: B023 - waited for
         assert server.workers() == workers
         answer = server.request("/v1/models/iris:predict", b'{"instances": [[6.8, 2.8, 4.8, 1.4]]}')
         assert (answer.status, answer.headers["X-Model-Version"]) == (200, "1")

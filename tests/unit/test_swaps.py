@@ -179,6 +179,20 @@ def test_a_refused_file_is_tried_once_until_it_changes(place: Place) -> None:
     successor.resign()
 
 
+def test_golden_rows_that_are_mended_let_their_model_in(place: Place) -> None:
+    """They are part of what is admitted: the stamp is theirs as well."""
+    path = place.add("2", "iris")
+    golden = path.with_name("golden.json")
+    golden.write_text('{"rows": [[6.8, 2.8, 4.8, 1.4]], "scores": [2.0]}')
+    for _ in range(3):
+        place.swaps.look()
+    assert place.counts == ["refused"]
+    golden.write_text('{"rows": [[6.8, 2.8, 4.8, 1.4]], "scores": [1.0]}')
+    for _ in range(2):
+        place.swaps.look()
+    assert place.wanted == "2"
+
+
 def test_a_refusal_is_forgotten_when_the_reason_is_gone(place: Place) -> None:
     path = place.add("2", "iris")
     for _ in range(2):  # twice: the second time it is refused for the same reason as the first
@@ -289,6 +303,16 @@ def test_who_names_an_old_version_keeps_it(place: Place) -> None:
     for _ in range(3):
         place.swaps.look()
     assert place.wanted == "1"
+
+
+def test_a_name_that_is_a_link_out_of_the_folder_is_refused(place: Place) -> None:
+    """As it is for the newest version."""
+    away = place.folder.with_name("away")
+    place.add("2", "cancer").parent.rename(away)
+    (place.folder / "2").symlink_to(away)
+    for wanted in ("2", ""):
+        with pytest.raises(ModelRefusedError, match="a link out of"):
+            place.swaps.load(wanted)
 
 
 # Failing without the candidate's fault.
