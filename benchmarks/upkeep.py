@@ -98,7 +98,7 @@ def pack(booster: xgb.Booster, trees: int, folder: Path, ours: Path) -> Packing:
     file = folder.with_suffix(".ubj")
     booster[:trees].save_model(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    command = [str(ours.absolute().with_name("python")), "-m", "service.packing", str(file), digest, str(folder)]
+    command = [str(ours.absolute().with_name("python")), "-m", "service.packing", str(file), digest, str(folder), ""]
     began = time.perf_counter()
     peak_bytes = run_and_watch(command)
     seconds = time.perf_counter() - began
