@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --requir
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long test-pythons test-clients image-test bench bench-peers bench-kernels bench-kernel-peers bench-scaling lint format requirements clean
+.PHONY: help install serve test test-chart test-cluster chart-golden test-long test-pythons test-clients image-test bench bench-peers bench-kernels bench-kernel-peers bench-scaling lint format requirements clean
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,8 +33,20 @@ serve: $(VENV)/.server ## Serve the example model on http://127.0.0.1:8000
 	@echo
 	@SCORER_MODEL=$${SCORER_MODEL:-examples/iris/model.ubj} WEB_CONCURRENCY=$${WEB_CONCURRENCY:-2} exec $(BIN)/xgboost-server serve
 
+# Without Helm, which is built here, the chart's tests are skipped and say so; `make test-chart` insists.
 test: $(VENV)/.test ## Install what the tests need and run them
+	@tests/chart/tools.sh $(TOOLS) $(BIN)/python || echo "no tools for the chart: its tests are skipped"
 	$(BIN)/python -m pytest
+
+TOOLS := .tools
+
+test-chart: $(VENV)/.test ## Test the Helm chart; SCHEMAS names a folder of CRD schemas
+	tests/chart/tools.sh $(TOOLS) $(BIN)/python
+	$(BIN)/python -m pytest tests/chart
+
+chart-golden: $(VENV)/.test ## Render the chart's golden files, README and list of settings anew
+	tests/chart/tools.sh $(TOOLS) $(BIN)/python
+	$(BIN)/python -m tests.chart.rewrite
 
 IMAGE ?= localhost/xgboost-server:test
 
@@ -115,7 +127,7 @@ requirements: ## Lock the dependencies of pyproject.toml anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements/server.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml \
 	  --extra files -c requirements/server.txt -o requirements/files.txt
-	for group in test train bench; do \
+	for group in test go train bench; do \
 	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    --group $$group -c requirements/server.txt -o requirements/$$group.txt; \
 	done
@@ -130,4 +142,4 @@ requirements: ## Lock the dependencies of pyproject.toml anew (needs uv)
 	done
 
 clean: ## Remove what the other verbs made
-	rm -rf $(VENV) .venv-*/ build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-*/ $(TOOLS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
