@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,12 @@ def missing() -> str:
     return f"{' and '.join(absent)} not in {TOOLS}; `make test-chart` builds them" if absent else ""
 
 
+def find_tool(name: str) -> str:
+    """Path of a program in the tools folder or on the PATH; empty if it is not there."""
+    own = TOOLS / name
+    return str(own) if own.exists() else shutil.which(name) or ""
+
+
 def run_helm(helm: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "HELM_CACHE_HOME": "/nonexistent"}
     return subprocess.run([TOOLS / helm, *arguments], capture_output=True, text=True, env=environment, timeout=60)
@@ -56,6 +63,11 @@ def render(values: Path | None, sets: tuple[str, ...] = ()) -> str:
 def tidy(text: str) -> str:
     """Helm 4 ends a document with one more line end than Helm 3 does; nothing else differs."""
     return re.sub(r"\n+---\n", "\n---\n", text).rstrip() + "\n"
+
+
+def abridged(text: str) -> str:
+    """A render for people to look at: without the text of the dashboard, 55 KB in each case; test_dashboard.py looks at it."""
+    return re.sub(r'(?<=\.json: )".{1000,}"', '"(dashboards/xgboost-server.json)"', text)
 
 
 def manifests(values: Path | None, *sets: str) -> list[Manifest]:

@@ -1,6 +1,6 @@
 """`make chart-golden`: writes anew what follows from chart and server, for a person to look at and commit.
 
-The golden renders of every case in ci/, the settings that values.schema.json allows by name, the chart's README.
+The golden renders of every case in ci/, the dashboard, the settings that values.schema.json allows by name, the chart's README.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import re
 import subprocess
 import sys
 
+from charts.dashboard import to_text
 from service.settings import SETTINGS
-from tests.chart.helm import CASES, CHART, GOLDEN, TOOLS, missing, render
+from tests.chart.helm import CASES, CHART, GOLDEN, TOOLS, abridged, missing, render
 
 SCHEMA = CHART / "values.schema.json"
 
@@ -30,6 +31,10 @@ def write_schema() -> None:
     SCHEMA.write_text(json.dumps(schema, indent=2) + "\n", encoding="utf-8")
 
 
+def write_dashboard() -> None:
+    (CHART / "dashboards" / "xgboost-server.json").write_text(to_text(), encoding="utf-8")
+
+
 def write_readme() -> None:
     subprocess.run([TOOLS / "helm-docs", "--chart-search-root", CHART, "--sort-values-order", "file"], check=True)
 
@@ -38,13 +43,14 @@ def write_goldens() -> None:
     for stale in GOLDEN.glob("*.yaml"):
         stale.unlink()
     for name, values in CASES.items():
-        (GOLDEN / f"{name}.yaml").write_text(render(values), encoding="utf-8")
+        (GOLDEN / f"{name}.yaml").write_text(abridged(render(values)), encoding="utf-8")
 
 
 def main() -> None:
     if reason := missing():
         sys.exit(reason)
     write_schema()
+    write_dashboard()
     write_readme()
     write_goldens()
 
