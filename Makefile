@@ -44,6 +44,11 @@ test-chart: $(VENV)/.test ## Test the Helm chart; SCHEMAS names a folder of CRD 
 	tests/chart/tools.sh $(TOOLS) $(BIN)/python
 	$(BIN)/python -m pytest tests/chart
 
+# LOAD_IMAGE: a command that puts the image in a file on the nodes. CLUSTER_IMAGE: one that is there already.
+test-cluster: $(VENV)/.test ## Test the chart on the cluster of KUBECONFIG; LOAD_IMAGE loads an image
+	tests/chart/tools.sh $(TOOLS) $(BIN)/python
+	image=$${CLUSTER_IMAGE:-$$(tests/cluster/image.sh)} && CLUSTER_IMAGE=$$image $(BIN)/python -m pytest -v tests/cluster
+
 chart-golden: $(VENV)/.test ## Render the chart's golden files, README and list of settings anew
 	tests/chart/tools.sh $(TOOLS) $(BIN)/python
 	$(BIN)/python -m tests.chart.rewrite

@@ -88,9 +88,17 @@ nginx.org/limit-req-scale: "true"
 {{- with .policies }}
 nginx.org/policies: {{ join "," . | quote }}
 {{- end }}
-{{- if .jsonErrors }}
+{{- if .useClusterIp }}
+nginx.org/use-cluster-ip: "true"
+{{- end }}
+{{- if or .jsonErrors .keepaliveMinSeconds }}
 nginx.org/server-snippets: |
+  {{- if .keepaliveMinSeconds }}
+  keepalive_min_timeout {{ int64 .keepaliveMinSeconds }}s;
+  {{- end }}
+  {{- if .jsonErrors }}
   {{- include "xgboost-server.errorSnippet" $ | nindent 2 }}
+  {{- end }}
 {{- end }}
 {{- end -}}
 {{- end -}}

@@ -44,7 +44,8 @@ volume: {image: {reference: {{ $rest | quote }}, pullPolicy: IfNotPresent}}
 {{- with .Values.model.sha256 }}
 - {name: SCORER_MODEL_SHA256, value: {{ . | quote }}}
 {{- end }}
-- {name: SCORER_CACHE_DIR, value: /cache}
+{{- /* A folder within the volume, which the server makes for itself: the volume belongs to root and is everybody's. */}}
+- {name: SCORER_CACHE_DIR, value: /cache/xgboost-server}
 - {name: WEB_CONCURRENCY, value: {{ include "xgboost-server.workers" . | quote }}}
 - {name: SCORER_DRAIN_SECONDS, value: {{ int64 .Values.drainSeconds | quote }}}
 {{- with .Values.server }}
