@@ -108,6 +108,7 @@ SCENARIOS = (
     Scenario("one of two pods is ready", "ScorerNoReadyPod", (ready("a", "2x60"), ready("b", "2x10 0x50")), "15m"),
     Scenario("the only ready pod is another release's", "ScorerNoReadyPod", (('scorer_workers{namespace="scoring",job="fraud",pod="a",state="ready"}', "2x60"),), "15m", ("",)),
     Scenario("four workers crash in ten minutes", "ScorerWorkersCrash", (exits("crashed", "0x5 1 2 3 4x50"),), "12m", ("a",)),
+    Scenario("three workers crash in ten minutes", "ScorerWorkersCrash", (exits("crashed", "0x5 1 2 3x50"),), "12m", ("a",)),
     Scenario("two workers out of memory, two killed", "ScorerWorkersCrash", (exits("oom", "0x5 1 2x50"), exits("killed", "0x5 1 2x50")), "12m", ("a",)),
     Scenario("two workers crash", "ScorerWorkersCrash", (exits("crashed", "0x5 1 2x50"),), "12m"),
     Scenario("twenty workers end in order", "ScorerWorkersCrash", (exits("drained", "0x5 0+10x2 20x50"),), "12m"),
