@@ -121,6 +121,8 @@ def closed(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     inner = {key: closed(value) for key, value in schema.items()}
+    if "(?i)" in str(inner.get("pattern", "")):  # Go's regular expressions may set a flag in the middle
+        inner["pattern"] = "(?i)" + inner["pattern"].replace("(?i)", "")
     if (
         "properties" in inner
         and "additionalProperties" not in inner

@@ -398,7 +398,17 @@ def test_errors_of_nginx_are_json_in_our_shapes() -> None:
     assert [body["code"] for body in envelopes] == [body["code"] for body in problems]
     assert all(set(body) == {"type", "title", "status", "detail", "code", "request_id"} for body in problems)
     assert all(set(body) == {"error", "code"} for body in envelopes)
-    assert "server-snippets" not in annotations_of("edge.nginx.jsonErrors=false")
+    assert "error_page" not in annotations_of("edge.nginx.jsonErrors=false")["server-snippets"]
+
+
+def test_without_what_needs_a_snippet_there_is_none() -> None:
+    """Controllers refuse snippets by default."""
+    sets = ("edge.nginx.jsonErrors=false", "edge.nginx.keepaliveMinSeconds=0")
+    assert "server-snippets" not in annotations_of(*sets)
+
+
+def test_idle_connections_of_callers_outlive_a_reload() -> None:
+    assert annotations_of()["server-snippets"].startswith("keepalive_min_timeout 30s;\n")
 
 
 def test_annotations_of_ones_own_win() -> None:
