@@ -386,6 +386,18 @@ LIFE = Row(
             (Query(f"time() - scorer_start_time_seconds{{{SELECT}}}", "{{pod}}"),),
         ),
         Panel(
+            "Changes of the model",
+            "Models that were found while the server ran, by what came of them; and pods that refuse the newest one (docs/swap.md).",
+            "none",
+            (
+                Query(
+                    f"sum by (result) (increase(scorer_model_swaps_total{{{SELECT}}}[$__rate_interval])) > 0 or vector(0)",
+                    "{{result}}",
+                ),
+                Query(f"sum(scorer_model_refused{{{SELECT}}})", "pods that refuse"),
+            ),
+        ),
+        Panel(
             "Loading the model",
             "Time that the newest worker of a pod took to load the model.",
             "s",

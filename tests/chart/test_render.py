@@ -38,8 +38,6 @@ from tests.chart.rewrite import free_settings
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
-# The init container's, which the server does not read: `xgboost-server fetch` does.
-FETCH_SETTINGS = {"SCORER_MODEL_HTTPS_HOSTS"}
 KUBERNETES = ("1.33", "1.34", "1.35", "1.36")
 SCHEMAS = Path(os.environ.get("SCHEMAS", "/nonexistent"))
 
@@ -191,7 +189,7 @@ def environment_names(manifest: Manifest) -> list[str]:
 def test_the_chart_sets_no_setting_that_the_server_does_not_know(case: str) -> None:
     """It would not start."""
     deployment = next(document for document in manifests(CASES[case]) if document["kind"] == "Deployment")
-    known = {setting.variable for setting in SETTINGS} | FETCH_SETTINGS
+    known = {setting.variable for setting in SETTINGS}
     assert {name for name in environment_names(deployment) if name.startswith("SCORER_")} <= known
 
 

@@ -113,6 +113,8 @@ SCENARIOS = (
     Scenario("two workers crash", "ScorerWorkersCrash", (exits("crashed", "0x5 1 2x50"),), "12m"),
     Scenario("twenty workers end in order", "ScorerWorkersCrash", (exits("drained", "0x5 0+10x2 20x50"),), "12m"),
     Scenario("a worker cannot load the model", "ScorerModelRefused", (exits("boot", "0x5 1x50"),), "8m", ("a",)),
+    Scenario("a candidate is refused", "ScorerModelRefused", ((metric("scorer_model_refused"), "0x5 1x50"),), "8m", ("a",)),
+    Scenario("the candidate is mended", "ScorerModelRefused", ((metric("scorer_model_refused"), "0x5 1x5 0x50"),), "15m"),
     Scenario("no worker fails to load", "ScorerModelRefused", (exits("boot", "0x60"), exits("drained", "0+1x60")), "8m"),
     Scenario("two models for forty minutes", "ScorerModelsDiffer", (serves("a", "one"), serves("b", "two")), "40m", ("",)),
     Scenario("two models for twenty minutes", "ScorerModelsDiffer", (serves("a", "one"), serves("b", "two")), "20m"),

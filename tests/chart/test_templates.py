@@ -208,6 +208,19 @@ def test_a_model_comes_in_by_its_uri(uri: str, place: str, volume: str | None) -
     )
 
 
+def test_a_large_model_has_room_wherever_the_server_puts_it() -> None:
+    """An emptyDir that overflows evicts its pod."""
+    documents = base('model.uri="s3://bucket/churn"', 'model.volumeSize="20Gi"')
+    sizes = {source["name"]: source["emptyDir"]["sizeLimit"] for source in pod_of(documents)["volumes"]}
+    assert sizes == {"model": "20Gi", "cache": "20Gi", "tmp": "20Gi"}
+
+
+def test_a_fetch_may_take_its_time_before_an_update_counts_as_failed() -> None:
+    fetched, baked = base('model.uri="s3://bucket/churn"'), base()
+    assert find(fetched, "Deployment")["spec"]["progressDeadlineSeconds"] > 600 + 480
+    assert find(baked, "Deployment")["spec"]["progressDeadlineSeconds"] == 600
+
+
 def test_a_fetched_model_is_checked_twice_against_its_digest() -> None:
     """By who fetches it, and by who serves it."""
     documents = base('model.uri="s3://bucket/churn/7/model.ubj"')

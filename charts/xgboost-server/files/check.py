@@ -13,7 +13,7 @@ import os
 import sys
 from urllib.parse import urlsplit
 
-NOT_FOR_CALLERS = ("/metrics", "/v2/repository/index")
+NOT_FOR_CALLERS = ("/metrics", "/v2/repository/index", "/v2/repository/models/any/load")
 NOT_FOR_OUTSIDERS = (*NOT_FOR_CALLERS, "/livez", "/readyz", "/v2", "/v1/models")
 
 
