@@ -24,6 +24,9 @@ from service.settings import SETTINGS, Settings, read_settings
 FORMAT = click.Choice(["csv", "jsonl", "parquet", "arrow"])
 BAR_STEPS = 1000
 LINE_SECONDS = 5.0
+# What KServe 0.20 gives the image of its own XGBoost runtime, and where its storage initializer puts what STORAGE_URI names.
+KSERVE_OPTIONS = ("--model_name", "--model_dir", "--http_port", "--workers", "--nthread")
+KSERVE_MODELS = "/mnt/models"
 # Of the environment, what concerns the commands that are given a model: the rest is the server's.
 KEPT = ("SCORER_CACHE_DIR", "SCORER_MODEL_HTTPS_HOSTS", "SCORER_MODEL_MAX_BYTES", "SCORER_FETCH_TIMEOUT_SECONDS")
 
@@ -35,7 +38,15 @@ if TYPE_CHECKING:
 
 
 class FaultReporting(click.Group):
-    """One line on standard error that lists every fault, and exit code 1; 75 where a later attempt may succeed."""
+    """One line on standard error that lists every fault, and exit code 1; 75 where a later attempt may succeed.
+
+    Options of `serve` alone mean `serve`: KServe's runtimes start their image with nothing else.
+    """
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        if args and args[0].partition("=")[0] in KSERVE_OPTIONS:
+            args = ["serve", *args]
+        return super().parse_args(context, args)
 
     def invoke(self, context: click.Context) -> object:
         try:
@@ -52,10 +63,28 @@ def main() -> None:
 
 
 @main.command()
-def serve() -> None:
-    """Serve the model of SCORER_MODEL until told to stop."""
+@click.option("--model_name", default="", help="The same as SCORER_MODEL_NAME.")
+@click.option("--model_dir", default="", help="The same as SCORER_MODEL.")
+@click.option("--http_port", default="", help="The same as SCORER_PORT.")
+@click.option("--workers", default="", help="The same as WEB_CONCURRENCY.")
+@click.option("--nthread", default="", help="Without effect: a worker scores on one core.")
+def serve(model_name: str, model_dir: str, http_port: str, workers: str, nthread: str) -> None:
+    """Serve the model of SCORER_MODEL until told to stop.
+
+    The options are those that KServe gives its runtimes.
+    """
     from service.master import run_server
 
+    if not model_dir and not os.environ.get("SCORER_MODEL") and os.environ.get("STORAGE_URI"):
+        model_dir = KSERVE_MODELS
+    given = {
+        "SCORER_MODEL_NAME": model_name,
+        "SCORER_MODEL": model_dir,
+        "SCORER_PORT": http_port,
+        "WEB_CONCURRENCY": workers,
+    }
+    # Into the environment, which workers read, and a HUP reads again.
+    os.environ.update({name: value for name, value in given.items() if value})
     run_server()
 
 

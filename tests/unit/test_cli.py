@@ -94,6 +94,19 @@ def test_serve_lists_all_faults_of_the_settings_in_one_line() -> None:
     ]
 
 
+def test_serve_takes_what_kserve_gives_its_runtimes(tmp_path: Path, taken_port: str) -> None:
+    """With and without the word `serve`: KServe's runtime replaces the image and keeps its own arguments."""
+    arguments = ("--model_name=churn", f"--model_dir={tmp_path}", f"--http_port={taken_port}", "--nthread=1")
+    for command in (arguments, ("serve", *arguments)):
+        fault = fault_of(run(*command))
+        assert f"{tmp_path}: expected <version>/model.ubj" in fault
+        assert f"127.0.0.1:{taken_port}: " in fault
+
+
+def test_serve_looks_where_kserve_puts_a_model() -> None:
+    assert "/mnt/models: no such file or folder" in fault_of(run("serve", STORAGE_URI="s3://models/churn"))
+
+
 def test_serve_lists_faults_of_the_model_and_the_ports_together(tmp_path: Path, taken_port: str) -> None:
     """A model that is not there and a port that is taken are two faults of one start."""
     model = tmp_path / "gone.ubj"
