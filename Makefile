@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --requir
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-chart test-cluster chart-golden test-long test-pythons test-clients image-test bench bench-peers bench-kernels bench-kernel-peers bench-scaling lint format requirements clean
+.PHONY: help install serve test test-chart test-cluster chart-golden test-long test-pythons test-clients test-infra image-test bench bench-peers bench-kernels bench-kernel-peers bench-scaling lint format requirements clean
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,13 @@ test-clients: $(VENV)/.server .venv-kserve/.clients .venv-triton/.clients ## Dri
 	.venv-kserve/bin/python -m pytest --confcutdir=tests/clients tests/clients/test_kserve.py
 	.venv-triton/bin/python -m pytest --confcutdir=tests/clients tests/clients/test_triton.py
 
+$(VENV)/.infra: requirements/infra.txt $(VENV)/.test
+	$(PIP) -r requirements/infra.txt
+	@touch $@
+
+test-infra: $(VENV)/.infra ## Lint infra/ and create, update and delete it in an AWS of this machine (no account, no network)
+	$(BIN)/python -m pytest tests/infra
+
 $(VENV)/.bench: requirements/bench.txt $(VENV)/.server
 	$(PIP) -r requirements/bench.txt
 	@touch $@
@@ -136,6 +143,8 @@ requirements: ## Lock the dependencies of pyproject.toml anew (needs uv)
 	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    --group $$group -c requirements/server.txt -o requirements/$$group.txt; \
 	done
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --group infra -c requirements/server.txt -c requirements/test.txt -o requirements/infra.txt
 	for client in kserve triton; do \
 	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    requirements/clients-$$client.in -o requirements/clients-$$client.txt; \

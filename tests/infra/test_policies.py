@@ -1,0 +1,293 @@
+"""Who may do what, and who may not."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Any
+
+import pytest
+
+pytest.importorskip("boto3", reason="`make test-infra` installs what these tests need")
+pytest.importorskip("cfnlint", reason="`make test-infra` installs what these tests need")
+
+from tests.infra.conftest import Clients, Deploy
+from tests.infra.policies import allows, holds
+from tests.infra.templates import (
+    ACCOUNT,
+    GITHUB,
+    IDENTITIES,
+    REGION,
+    TEMPLATES,
+    properties,
+    read,
+    statements,
+)
+
+SUBJECT = "repo:acme@4711/scoring@815:environment:release"
+GITHUB_KEYS = "token.actions.githubusercontent.com"
+IMAGE = f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/xgboost-server"
+CHART = f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/charts/xgboost-server"
+CLUSTER = f"arn:aws:eks:{REGION}:{ACCOUNT}:cluster/scoring"
+MODELS = "arn:aws:s3:::models.example"
+# Actions that take no resource; each says so beside it in its template.
+WITHOUT_RESOURCE = {
+    "ecr:GetAuthorizationToken",
+    "ecr-public:GetAuthorizationToken",
+    "sts:GetServiceBearerToken",
+    "sts:GetWebIdentityToken",
+    "ssm:UpdateInstanceInformation",
+    "ssmmessages:CreateControlChannel",
+    "ssmmessages:CreateDataChannel",
+    "ssmmessages:OpenControlChannel",
+    "ssmmessages:OpenDataChannel",
+}
+
+
+def listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_no_permission_is_wider_than_it_must_be(template: str) -> None:
+    """No wildcard in an action, none for all resources but where the action knows none, nothing allowed to everybody."""
+    for statement in statements(read(template)["Resources"]):
+        assert not {"NotAction", "NotResource", "NotPrincipal"} & set(statement)
+        if statement["Effect"] == "Deny":
+            continue
+        assert not [action for action in listed(statement["Action"]) if "*" in action]
+        assert statement.get("Principal") not in ("*", {"AWS": "*"})
+        if "*" in listed(statement.get("Resource", [])):
+            assert set(listed(statement["Action"])) <= WITHOUT_RESOURCE
+
+
+def test_there_are_permissions_to_check() -> None:
+    assert sum(len(list(statements(read(template)["Resources"]))) for template in TEMPLATES) >= 15
+
+
+def role(aws: Clients, name: str) -> tuple[Any, Any]:
+    """The trust of a role, and its policies as one document."""
+    iam = aws("iam")
+    trust = iam.get_role(RoleName=name)["Role"]["AssumeRolePolicyDocument"]
+    names = iam.list_role_policies(RoleName=name)["PolicyNames"]
+    found = [read_document(iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"]) for policy in names]
+    return read_document(trust), {"Statement": [statement for document in found for statement in document["Statement"]]}
+
+
+def read_document(document: Any) -> Any:
+    """moto 5.2.5 gives a role's inline policies as Python writes them."""
+    return ast.literal_eval(document) if isinstance(document, str) else document
+
+
+@pytest.mark.parametrize(
+    ("subject", "audience", "trusted"),
+    [
+        (SUBJECT, "sts.amazonaws.com", True),
+        (SUBJECT, "other", False),
+        ("repo:acme/scoring:environment:release", "sts.amazonaws.com", False),  # the old form: names can be taken over
+        ("repo:acme@4711/scoring@815:environment:dev", "sts.amazonaws.com", False),
+        ("repo:acme@4711/scoring@815:environment:release-2", "sts.amazonaws.com", False),
+        ("repo:acme@4711/scoring@815:ref:refs/heads/main", "sts.amazonaws.com", False),
+        ("repo:acme@4711/scoring@815:pull_request", "sts.amazonaws.com", False),
+        ("repo:acme@4712/scoring@815:environment:release", "sts.amazonaws.com", False),
+        ("repo:acme@4711/scoring@816:environment:release", "sts.amazonaws.com", False),
+    ],
+)
+def test_only_the_release_environment_of_this_very_repository_becomes_the_push_role(
+    aws: Clients, deploy: Deploy, subject: str, audience: str, trusted: bool
+) -> None:
+    deploy("cloudformation/github.yaml", **GITHUB)
+    [statement] = role(aws, "xgboost-server-push")[0]["Statement"]
+    assert statement["Action"] == "sts:AssumeRoleWithWebIdentity"
+    assert holds(statement["Condition"], {f"{GITHUB_KEYS}:sub": subject, f"{GITHUB_KEYS}:aud": audience}) is trusted
+
+
+@pytest.mark.parametrize(
+    ("action", "resource", "allowed"),
+    [
+        ("ecr:GetAuthorizationToken", "*", True),
+        ("ecr:PutImage", IMAGE, True),
+        ("ecr:PutImage", CHART, True),
+        ("ecr:UploadLayerPart", IMAGE, True),
+        ("ecr:BatchGetImage", IMAGE, True),
+        ("ecr:PutImage", f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/other", False),
+        ("ecr:PutImage", f"{IMAGE}-2", False),
+        ("ecr:BatchDeleteImage", IMAGE, False),
+        ("ecr:SetRepositoryPolicy", IMAGE, False),
+        ("ecr:PutImageTagMutability", IMAGE, False),
+        ("ecr:PutLifecyclePolicy", IMAGE, False),
+        ("s3:GetObject", f"{MODELS}/models/churn/7/model.ubj", False),
+        ("iam:PassRole", "*", False),
+        ("ecr-public:PutImage", f"arn:aws:ecr-public::{ACCOUNT}:repository/acme/scoring", False),
+    ],
+)
+def test_the_push_role_pushes_to_two_repositories_and_nothing_else(
+    aws: Clients, deploy: Deploy, action: str, resource: str, allowed: bool
+) -> None:
+    deploy("cloudformation/github.yaml", **GITHUB)
+    assert allows(role(aws, "xgboost-server-push")[1], action, resource) is allowed
+
+
+def test_the_push_role_pushes_to_ecr_public_only_where_asked(aws: Clients, deploy: Deploy) -> None:
+    deploy("cloudformation/github.yaml", **GITHUB, PublicRepository="acme/scoring")
+    policy = role(aws, "xgboost-server-push")[1]
+    assert allows(policy, "ecr-public:PutImage", f"arn:aws:ecr-public::{ACCOUNT}:repository/acme/scoring")
+    assert not allows(policy, "ecr-public:PutImage", f"arn:aws:ecr-public::{ACCOUNT}:repository/other")
+
+
+@pytest.mark.parametrize("repository", ["Image", "Chart"])
+def test_listed_accounts_pull_and_do_not_push(aws: Clients, deploy: Deploy, repository: str) -> None:
+    deploy("cloudformation/registry.yaml")
+    found = properties("cloudformation/registry.yaml", repository, PullAccounts="444455556666,777788889999")
+    policy = found["RepositoryPolicyText"]
+    aws("ecr").set_repository_policy(repositoryName=found["RepositoryName"], policyText=json.dumps(policy))
+    [statement] = policy["Statement"]
+    assert statement["Principal"] == {"AWS": ["444455556666", "777788889999"]}
+    assert allows(policy, "ecr:BatchGetImage")
+    assert allows(policy, "ecr:GetDownloadUrlForLayer")
+    assert not allows(policy, "ecr:PutImage")
+    assert not allows(policy, "ecr:BatchDeleteImage")
+
+
+@pytest.mark.parametrize("repository", ["Image", "Chart"])
+def test_without_accounts_nobody_else_pulls(repository: str) -> None:
+    assert "RepositoryPolicyText" not in properties("cloudformation/registry.yaml", repository)
+
+
+def pod(namespace: str, account: str, cluster: str = CLUSTER) -> dict[str, str]:
+    """What EKS says of a pod when it asks for its role."""
+    return {
+        "aws:RequestTag/eks-cluster-arn": cluster,
+        "aws:RequestTag/kubernetes-namespace": namespace,
+        "aws:RequestTag/kubernetes-service-account": account,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "trusted"),
+    [
+        ("xgboost-server-models", pod("scoring", "xgboost-server"), True),
+        ("xgboost-server-models", pod("scoring", "default"), False),
+        ("xgboost-server-models", pod("default", "xgboost-server"), False),
+        ("xgboost-server-models", pod("scoring", "xgboost-server", f"{CLUSTER}-2"), False),
+        ("xgboost-server-models", {}, False),
+        ("xgboost-server-secrets", pod("external-secrets", "external-secrets"), True),
+        ("xgboost-server-secrets", pod("scoring", "xgboost-server"), False),
+    ],
+)
+def test_a_role_is_for_one_service_account_of_one_cluster(
+    aws: Clients, deploy: Deploy, name: str, context: dict[str, str], trusted: bool
+) -> None:
+    deploy("cloudformation/identities.yaml", **IDENTITIES)
+    [statement] = role(aws, name)[0]["Statement"]
+    assert statement["Principal"] == {"Service": "pods.eks.amazonaws.com"}
+    assert statement["Action"] == ["sts:AssumeRole", "sts:TagSession"]
+    assert holds(statement["Condition"], context) is trusted
+
+
+@pytest.mark.parametrize(
+    ("action", "resource", "context", "allowed"),
+    [
+        ("s3:GetObject", f"{MODELS}/models/churn/7/model.ubj", {}, True),
+        ("s3:ListBucket", MODELS, {"s3:prefix": "models/churn/"}, True),
+        ("s3:ListBucket", MODELS, {"s3:prefix": "payroll/"}, False),
+        ("s3:ListBucket", MODELS, {}, False),
+        ("s3:GetObject", f"{MODELS}/payroll/7/model.ubj", {}, False),
+        ("s3:GetObject", f"{MODELS}-2/models/churn/7/model.ubj", {}, False),
+        ("s3:PutObject", f"{MODELS}/models/churn/7/model.ubj", {}, False),
+        ("s3:DeleteObject", f"{MODELS}/models/churn/7/model.ubj", {}, False),
+        (
+            "secretsmanager:GetSecretValue",
+            f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:xgboost-server/a-1",
+            {},
+            False,
+        ),
+    ],
+)
+def test_a_scoring_pod_reads_models_and_nothing_else(
+    aws: Clients, deploy: Deploy, action: str, resource: str, context: dict[str, str], allowed: bool
+) -> None:
+    deploy("cloudformation/identities.yaml", **IDENTITIES)
+    assert allows(role(aws, "xgboost-server-models")[1], action, resource, context=context) is allowed
+
+
+def test_the_secrets_operator_reads_our_secrets_and_no_others(aws: Clients, deploy: Deploy) -> None:
+    deploy("cloudformation/identities.yaml", **IDENTITIES)
+    policy = role(aws, "xgboost-server-secrets")[1]
+    secrets = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret"
+    assert allows(policy, "secretsmanager:GetSecretValue", f"{secrets}:xgboost-server/callers-AbCdEf")
+    assert not allows(policy, "secretsmanager:GetSecretValue", f"{secrets}:payroll-AbCdEf")
+    assert not allows(policy, "secretsmanager:PutSecretValue", f"{secrets}:xgboost-server/callers-AbCdEf")
+
+
+def test_the_bucket_refuses_whoever_comes_without_tls(aws: Clients, deploy: Deploy) -> None:
+    bucket = deploy("cloudformation/models.yaml").outputs["BucketName"]
+    policy = properties("cloudformation/models.yaml", "TransportPolicy")["PolicyDocument"]
+    aws("s3").put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
+    [statement] = policy["Statement"]
+    assert (statement["Effect"], statement["Principal"], statement["Action"]) == ("Deny", "*", "s3:*")
+    assert holds(statement["Condition"], {"aws:SecureTransport": "false"})
+    assert not holds(statement["Condition"], {"aws:SecureTransport": "true"})
+
+
+def test_the_bastion_holds_sessions_and_finds_its_cluster() -> None:
+    policy = properties("cloudformation/bastion.yaml", "Role")["Policies"][0]["PolicyDocument"]
+    assert allows(policy, "eks:DescribeCluster", CLUSTER)
+    assert not allows(policy, "eks:DescribeCluster", f"{CLUSTER}-2")
+    assert not allows(policy, "ssm:GetParameter", f"arn:aws:ssm:{REGION}:{ACCOUNT}:parameter/secret")
+
+
+@pytest.mark.parametrize(
+    ("context", "allowed"),
+    [
+        ({"sts:IdentityTokenAudience": "xgboost-server", "sts:DurationSeconds": "300"}, True),
+        ({"sts:IdentityTokenAudience": "xgboost-server", "sts:DurationSeconds": "3600"}, False),
+        ({"sts:IdentityTokenAudience": "other", "sts:DurationSeconds": "300"}, False),
+        ({"sts:IdentityTokenAudience": "xgboost-server,other", "sts:DurationSeconds": "300"}, False),
+        ({"sts:DurationSeconds": "300"}, False),
+    ],
+)
+def test_a_caller_gets_short_tokens_for_the_scoring_endpoint_alone(context: dict[str, str], allowed: bool) -> None:
+    policy = properties("caller/endpoint.yaml", "Tokens")["PolicyDocument"]
+    assert allows(policy, "sts:GetWebIdentityToken", context=context) is allowed
+    assert not allows(policy, "sts:AssumeRole", context=context)
+
+
+@pytest.mark.parametrize(
+    ("template", "parameter", "value", "accepted"),
+    [
+        ("cloudformation/privatelink.yaml", "AllowedPrincipals", "arn:aws:iam::444455556666:root", True),
+        ("cloudformation/privatelink.yaml", "AllowedPrincipals", "arn:aws:iam::444455556666:role/caller", True),
+        ("cloudformation/privatelink.yaml", "AllowedPrincipals", "*", False),
+        ("cloudformation/privatelink.yaml", "AllowedPrincipals", "arn:aws:iam::*:root", False),
+        ("cloudformation/registry.yaml", "PullAccounts", "444455556666", True),
+        ("cloudformation/registry.yaml", "PullAccounts", "", True),
+        ("cloudformation/registry.yaml", "PullAccounts", "*", False),
+        ("cloudformation/github.yaml", "Repository", "scoring", True),
+        ("cloudformation/github.yaml", "Repository", "*", False),
+        ("cloudformation/github.yaml", "OwnerId", "", False),
+        ("cloudformation/github.yaml", "Environment", "*", False),
+        ("cloudformation/identities.yaml", "ModelPrefix", "models/", True),
+        ("cloudformation/identities.yaml", "ModelPrefix", "", False),
+        ("cloudformation/identities.yaml", "ModelPrefix", "models", False),
+        ("cloudformation/identities.yaml", "SecretPrefix", "*", False),
+        ("cloudformation/identities.yaml", "ModelBucket", "*", False),
+        ("caller/endpoint.yaml", "Audience", "*", False),
+    ],
+)
+def test_a_parameter_cannot_open_what_a_policy_closes(
+    template: str, parameter: str, value: str, accepted: bool
+) -> None:
+    """The patterns, matched as CloudFormation does, as a whole; moto does not look at them."""
+    pattern = read(template)["Parameters"][parameter]["AllowedPattern"]
+    assert bool(re.fullmatch(pattern, value)) is accepted
+
+
+def test_the_endpoint_service_is_for_listed_principals_after_acceptance() -> None:
+    """Read from the template: moto 5.2.5 makes neither resource."""
+    callers = "arn:aws:iam::444455556666:root,arn:aws:iam::777788889999:role/caller"
+    permissions = properties("cloudformation/privatelink.yaml", "Permissions", AllowedPrincipals=callers)
+    assert permissions["AllowedPrincipals"] == callers.split(",")
+    service = properties("cloudformation/privatelink.yaml", "Service", LoadBalancerArn="arn")
+    assert service == {"AcceptanceRequired": "true", "NetworkLoadBalancerArns": ["arn"]}
