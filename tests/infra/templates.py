@@ -27,8 +27,7 @@ NOTHING = object()
 
 def read(name: str) -> dict[str, Any]:
     """A template with its functions in the long form."""
-    load: Any = cfn_yaml.load  # has no type hints
-    template: dict[str, Any] = load(str(INFRA / name))
+    template: dict[str, Any] = cfn_yaml.load(str(INFRA / name))
     return template
 
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
 pytest.importorskip("boto3", reason="`make test-infra` installs what these tests need")
 pytest.importorskip("cfnlint", reason="`make test-infra` installs what these tests need")
+
+import boto3
 
 from tests.infra.conftest import Clients, Deploy
 from tests.infra.policies import allows, holds
@@ -291,3 +297,45 @@ def test_the_endpoint_service_is_for_listed_principals_after_acceptance() -> Non
     assert permissions["AllowedPrincipals"] == callers.split(",")
     service = properties("cloudformation/privatelink.yaml", "Service", LoadBalancerArn="arn")
     assert service == {"AcceptanceRequired": "true", "NetworkLoadBalancerArns": ["arn"]}
+
+
+def test_s3_itself_lets_the_models_role_read_and_not_write(aws: Clients, endpoint: str, deploy: Deploy) -> None:
+    """moto's own evaluation, for once. It knows no keys of a request, so that ListBucket with its prefix is not tried here."""
+    bucket = deploy("cloudformation/models.yaml").outputs["BucketName"]
+    deploy("cloudformation/identities.yaml", ModelBucket=bucket)
+    for key in ("models/churn/7/model.ubj", "payroll/7/model.ubj"):
+        aws("s3").put_object(Bucket=bucket, Key=key, Body=b"trees")
+    # The same policy once more, as JSON: moto cannot read its own form of it (see read_document).
+    document = json.dumps(role(aws, "xgboost-server-models")[1] | {"Version": "2012-10-17"})
+    aws("iam").put_role_policy(RoleName="xgboost-server-models", PolicyName="read-models", PolicyDocument=document)
+    arn = f"arn:aws:iam::{ACCOUNT}:role/xgboost-server-models"
+    session = aws("sts").assume_role(RoleArn=arn, RoleSessionName="pod")["Credentials"]
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=REGION,
+        aws_access_key_id=session["AccessKeyId"],
+        aws_secret_access_key=session["SecretAccessKey"],
+        aws_session_token=session["SessionToken"],
+    )
+    with enforced(endpoint):
+        assert s3.get_object(Bucket=bucket, Key="models/churn/7/model.ubj")["Body"].read() == b"trees"
+        for call in (
+            lambda: s3.get_object(Bucket=bucket, Key="payroll/7/model.ubj"),
+            lambda: s3.put_object(Bucket=bucket, Key="models/churn/7/model.ubj", Body=b"others"),
+            lambda: s3.delete_object(Bucket=bucket, Key="models/churn/7/model.ubj"),
+            lambda: s3.list_buckets(),
+        ):
+            with pytest.raises(s3.exceptions.ClientError, match="AccessDenied"):
+                call()
+
+
+@contextmanager
+def enforced(endpoint: str) -> Iterator[None]:
+    """From here on moto asks the policies."""
+    ask = partial(Request, f"{endpoint}/moto-api/reset-auth", method="POST", headers={"Content-Type": "text/plain"})
+    urlopen(ask(data=b"0")).close()  # requests that are let through unasked
+    try:
+        yield
+    finally:
+        urlopen(ask(data=b"inf")).close()
