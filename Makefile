@@ -86,6 +86,7 @@ $(VENV)/.infra: requirements/infra.txt $(VENV)/.test
 	$(PIP) -r requirements/infra.txt
 	@touch $@
 
+# SCHEMAS=FOLDER adds eksctl's own schema, from FOLDER/eksctl.io/clusterconfig_v1alpha5.json; `eksctl utils schema` prints it.
 test-infra: $(VENV)/.infra ## Lint infra/ and create, update and delete it in an AWS of this machine (no account, no network)
 	$(BIN)/python -m pytest tests/infra
 
