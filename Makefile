@@ -127,7 +127,7 @@ bench-scaling: $(VENV)/.bench ## Show what more rows, trees, features, connectio
 	$(call need,nginx,nginx-light)
 	$(BIN)/python -m benchmarks scaling --seconds 1 $(BENCH)
 
-lint: $(VENV)/.test ## Check style and types
+lint: $(VENV)/.test ## Check style and types (workflows, scripts and YAML: lint-workflows)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -150,11 +150,15 @@ requirements: ## Lock the dependencies of pyproject.toml anew (needs uv)
 	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    requirements/clients-$$client.in -o requirements/clients-$$client.txt; \
 	done
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  requirements/delivery.in -o requirements/delivery.txt
 	for peer in kserve mlserver treelite onnx onedal; do \
 	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    --no-emit-package xgboost --no-emit-package nvidia-nccl-cu12 \
 	    requirements/bench-$$peer.in -o requirements/bench-$$peer.txt; \
 	done
+
+include delivery/delivery.mk
 
 clean: ## Remove what the other verbs made
 	rm -rf $(VENV) .venv-*/ $(TOOLS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
