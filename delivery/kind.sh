@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# A cluster on this machine for the tests: kind, with metrics for the scaler, the F5 NGINX Ingress Controller and Argo CD.
+#
+#     delivery/kind.sh up|down KIND HELM KUBECONFIG
+#
+# Needs a container engine. The charts' versions are those of the platform in argocd/.
+set -euo pipefail
+
+verb=$1 kind=$2 helm=$3 name=xgboost-server
+export KUBECONFIG=$4
+
+if [[ $verb == down ]]; then
+    "$kind" delete cluster --name "$name"
+    exit
+fi
+
+install_chart() { # install_chart NAMESPACE NAME CHART VERSION [OPTIONS]
+    "$helm" upgrade --install --wait --timeout 10m --create-namespace --namespace "$1" "$2" "$3" --version "$4" "${@:5}"
+}
+
+mkdir -p "$(dirname "$KUBECONFIG")"
+"$kind" get clusters | grep -qx "$name" || "$kind" create cluster --name "$name" --wait 5m
+# kind's kubelets sign their own certificates.
+install_chart kube-system metrics-server metrics-server 3.13.0 \
+    --repo https://kubernetes-sigs.github.io/metrics-server --set 'args={--kubelet-insecure-tls}'
+install_chart nginx-ingress nginx-ingress oci://ghcr.io/nginx/charts/nginx-ingress 2.7.1 \
+    --set controller.service.type=ClusterIP --set controller.enableSnippets=false
+install_chart argocd argocd oci://ghcr.io/argoproj/argo-helm/argo-cd 10.1.1
