@@ -45,7 +45,10 @@ class Image:
 def values_file(folder: Path, environment: str) -> Path:
     if environment not in ORDER:
         raise Refused(f"there is no environment '{environment}': {', '.join(ORDER)}")
-    return folder / environment / "values.yaml"
+    path = folder / environment / "values.yaml"
+    if not path.is_file():
+        raise Refused(f"there is no file {path}")
+    return path
 
 
 def find_value(text: str, key: str) -> tuple[int, int]:

@@ -23,7 +23,7 @@ git -c user.name=delivery -c user.email=delivery@users.noreply.github.com commit
 git push --quiet --force origin "$branch"
 gh pr create --base main --head "$branch" --title "$title" \
     --body "What the merge changes is said in a comment below. To take it back: revert the merge."
-# GitHub starts no workflow for what its own token pushed, unless it is asked to by name.
+# GitHub starts no workflow for what its own token pushed, but for workflow_dispatch (its documents, "Triggering a workflow").
 for workflow in test.yml values-review.yml; do
     gh workflow run "$workflow" --ref "$branch"
 done

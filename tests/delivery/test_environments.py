@@ -141,6 +141,12 @@ def test_a_file_of_another_shape_is_refused_with_what_would_be_right(environment
     assert environments.path("dev").read_text() == text
 
 
+def test_a_missing_file_is_named(environments: Environments) -> None:
+    environments.path("dev").unlink()
+    refused = environments.run("deploy", NEW, "0.2.0")
+    assert (refused.returncode, refused.stderr) == (1, f"there is no file {environments.path('dev')}\n")
+
+
 def test_prod_may_run_only_what_staging_ran(environments: Environments) -> None:
     base = environments.git("rev-parse", "HEAD")
     environments.path("prod").write_text(VALUES.format(name="prod", digest=OTHER))
