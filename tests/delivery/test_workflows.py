@@ -17,7 +17,7 @@ FILES = sorted(FOLDER.glob("*.yml"))
 Workflow = dict[Any, Any]
 
 # Verbs that come with charts/, argocd/ and infra/. A name leaves this list with the merge that brings it.
-COMING = {"test-chart", "test-cluster", "test-gitops", "test-infra", "values-review"}
+COMING = {"test-gitops", "values-review"}
 
 # The only way to the cloud is a token that GitHub signs for one environment of this repository.
 ENVIRONMENT_OF_ROLE = {("release.yml", "publish"): "release", ("scheduled.yml", "scan"): "scan"}
