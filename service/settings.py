@@ -313,7 +313,7 @@ def default_model_name(model: Path | Uri) -> str:
     """`iris/model.ubj` and `iris/3/model.ubj` are iris; `churn.ubj` is churn; a folder has its own name."""
     place = model if isinstance(model, Path) else Path("/", model.place, model.path)
     path = Path(os.path.abspath(place))  # no look at the disk: links and missing files are found out later
-    name = path.stem if path.suffix in (".ubj", ".json") else path.name
+    name = path.stem if path.suffix in (".ubj", ".json", ".bst") else path.name
     if name == "model":
         path = path.parent
         is_version = re.fullmatch(r"v?\d[A-Za-z0-9._-]*", path.name) is not None

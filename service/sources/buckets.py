@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from obstore import BytesStream, GetOptions
     from obstore.store import ClientConfig, ObjectStore
 
-SUFFIXES = (".ubj", ".json")
+SUFFIXES = (".ubj", ".json", ".bst")
 CONNECT_SECONDS = 5.0
 
 

@@ -12,22 +12,27 @@ Service's address instead (edge.nginx.useClusterIp) and is never reloaded.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import obstore
 import pytest
 import yaml
+from moto.server import ThreadedMotoServer
+from obstore.store import S3Store
 
-from tests.chart.helm import find, missing
+from tests.chart.helm import Manifest, find, missing
 from tests.chart.nginx import MISSING, NGINX, Nginx, survives_reload
 from tests.cluster.cluster import RELEASE, Controller, Load, Release, has, is_ready, own_address, wait_for
-from tests.serving import free_port
+from tests.serving import IRIS, free_port
 
 IMAGE = os.environ.get("CLUSTER_IMAGE", "")
 EDGE_URL = os.environ.get("EDGE_URL", "")
@@ -187,6 +192,52 @@ def test_a_bad_digest_never_becomes_ready_and_a_rollback_mends_it(release: Relea
     release.helm("rollback", RELEASE, str(revision))
     release.wait_until_rolled_out()
     assert {pod["metadata"]["annotations"]["xgboost-server/model-sha256"] for pod in release.ready_pods()} != {"0" * 64}
+
+
+@contextmanager
+def object_store(address: str) -> Iterator[str]:
+    """A server of S3's API on this machine, with the iris model as the first version in a bucket; its URL."""
+    server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
+    server.start()
+    try:
+        url = f"http://{address}:{server.get_host_and_port()[1]}"
+        urllib.request.urlopen(urllib.request.Request(f"{url}/models", b"", method="PUT"), timeout=30).close()
+        store = S3Store(
+            "models",
+            endpoint=url,
+            access_key_id="key",
+            secret_access_key="secret",
+            client_options={"allow_http": True},
+        )
+        obstore.put(store, "iris/1/model.ubj", IRIS)
+        yield url
+    finally:
+        server.stop()
+
+
+def test_a_model_in_an_object_store_is_fetched_by_the_init_container(release: Release, load: Load) -> None:
+    with object_store(own_address(release)) as url:
+        environment = {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+        }
+        entries = [{"name": name, "value": value} for name, value in environment.items()]
+        release.upgrade(
+            'model.uri="s3://models/iris/1/model.ubj"',
+            f"env={json.dumps(entries)}",
+            f"networkPolicy.modelPort={url.rpartition(':')[2]}",
+        )
+        wait_for("the pods with the baked model are gone", lambda: all(map(has_fetched, release.pods())))
+        for pod in release.ready_pods():
+            log = release.kubectl("logs", pod["metadata"]["name"], "--container", "fetch-model").stdout
+            assert "/model/model.ubj: fetched" in log
+
+
+def has_fetched(pod: Manifest) -> bool:
+    return bool(pod["spec"].get("initContainers"))
 
 
 def test_the_scaler_adds_pods_under_load_and_takes_them_away_after(installed: tuple[Release, str]) -> None:

@@ -90,6 +90,13 @@ def test_a_version_may_be_json(tmp_path: Path, iris: Example) -> None:
     assert load_model(settings_for(tmp_path)).identity.version == "2"
 
 
+def test_a_model_may_have_the_name_that_kserve_gives_it(tmp_path: Path, iris: Example) -> None:
+    """What is in the file decides how it is read."""
+    (tmp_path / "model.bst").write_bytes(iris.path.read_bytes())
+    version, file = find_file(read_settings({"SCORER_MODEL": str(tmp_path)}))
+    assert (version, file.digest) == ("1", iris.model.identity.digest)
+
+
 def test_what_is_no_version_is_left_alone(tmp_path: Path, iris: Example) -> None:
     """Files, empty folders and hidden folders beside the versions do no harm: object stores and editors leave them."""
     add_version(tmp_path, "1", iris)
