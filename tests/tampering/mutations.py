@@ -141,7 +141,10 @@ ON_BYTES: tuple[Callable[[bytearray, random.Random], None], ...] = (
 
 def change_document(document: Any, dice: random.Random) -> None:
     """One value, list or member, at any depth."""
-    holder, key = dice.choice(list(find_places(document, dice)))
+    places = list(find_places(document, dice))
+    if not places:  # a change before this one has left nothing
+        return
+    holder, key = dice.choice(places)
     value = holder[key]
     if isinstance(value, list) and value and dice.random() < 0.9:
         change_list(value, dice)
