@@ -1,0 +1,171 @@
+"""What changes between two renders of one environment, in words."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+
+from delivery.review.environment import Document, Environment
+
+# What has a sentence of its own below.
+TOLD = re.compile(
+    r"(image\.(tag|digest|repository)|model\.(name|uri|sha256)|resources|replicas|disruptionBudget|edge\.(host|kind)"
+    r"|autoscaling\.(scaler|minReplicas|maxReplicas)|networkPolicy\.enabled|environment)(\.|$)"
+)
+
+
+def describe(before: Environment, after: Environment) -> list[str]:
+    if before.values == after.values and before.chart == after.chart and before.text == after.text:
+        return []
+    return [
+        *describe_image(before, after),
+        *describe_model(before, after),
+        *describe_contract(before, after),
+        *describe_pods(before, after),
+        *describe_rest(before, after),
+        *describe_objects(before, after),
+    ]
+
+
+def describe_image(before: Environment, after: Environment) -> Iterator[str]:
+    tag, digest = (arrow(before, after, f"image.{key}") for key in ("tag", "digest"))
+    if tag or digest:
+        yield ", ".join([f"image {tag or after.value('image.tag')}", *([f"digest {digest}"] if digest else [])])
+    if repository := arrow(before, after, "image.repository"):
+        yield f"image.repository {repository}"
+    if before.chart != after.chart:
+        yield f"chart {before.chart} → {after.chart}"
+
+
+def describe_model(before: Environment, after: Environment) -> Iterator[str]:
+    names = arrow(before, after, "model.name")
+    versions = change(before.version, after.version)
+    digests = arrow(before, after, "model.sha256")
+    uris = arrow(before, after, "model.uri")
+    if names or versions or digests:
+        parts = [names or str(after.value("model.name")), versions or after.version]
+        yield f"model {' '.join(filter(None, parts))}" + (f", digest {digests}" if digests else ", digest unchanged")
+    if uris:
+        yield f"model.uri {uris}"
+    if names:
+        yield f"callers must ask for /v1/models/{after.value('model.name')}"
+
+
+def describe_contract(before: Environment, after: Environment) -> Iterator[str]:
+    if before.record is None or after.record is None or before.record == after.record:
+        return
+    old, new = before.record["contract"], after.record["contract"]
+    told = list(contract_changes(old, new))
+    if objective := change(before.record["objective"], after.record["objective"]):
+        told.append(f"objective {objective}")
+    yield f"contract: {', '.join(told)}; callers must change with it" if told else "contract unchanged"
+
+
+def contract_changes(old: Document, new: Document) -> Iterator[str]:
+    names, others = old["feature_names"], new["feature_names"]
+    if added := [name for name in others if name not in names]:
+        yield f"new feature {', '.join(added)}"
+    if gone := [name for name in names if name not in others]:
+        yield f"feature {', '.join(gone)} gone"
+    if not added and not gone and names != others:
+        yield "features in another order"
+    if old["feature_types"] != new["feature_types"]:
+        yield "other types of features"
+    for key in ("features", "outputs"):
+        if counts := change(old[key], new[key]):
+            yield f"{key} {counts}"
+
+
+def describe_pods(before: Environment, after: Environment) -> Iterator[str]:
+    if before.fault or after.fault:
+        return
+    told = [
+        ("scaler", before.scaler, after.scaler),
+        ("minReplicas", before.pods[0], after.pods[0]),
+        ("maxReplicas", before.pods[1], after.pods[1]),
+        *(
+            (f"{resource} {place[:-1]}", size(before, place, resource), size(after, place, resource))
+            for resource in ("cpu", "memory")
+            for place in ("requests", "limits")
+        ),
+    ]
+    changed = [f"{name} {words}" for name, old, new in told if (words := change(old, new))]
+    yield from changed
+    if changed and size(before, "limits", "memory") == size(after, "limits", "memory"):
+        yield "memory limit unchanged"
+    if more := [words for words in capacity(before, after) if words]:
+        yield f"at most {', '.join(more)}"
+    for name, old, new in [
+        ("disruption budget", before.budget, after.budget),
+        ("network policy", *("on" if side.one("NetworkPolicy") else "off" for side in (before, after))),
+    ]:
+        if words := change(old or "none", new or "none"):
+            yield f"{name} {words}"
+
+
+def size(environment: Environment, place: str, resource: str) -> str:
+    return str(environment.server.get("resources", {}).get(place, {}).get(resource, "none"))
+
+
+def capacity(before: Environment, after: Environment) -> Iterator[str]:
+    """What the nodes must hold more, or less, when every pod is there."""
+    cpu, memory = (
+        after.pods[1] * after.amount("requests", resource) - before.pods[1] * before.amount("requests", resource)
+        for resource in ("cpu", "memory")
+    )
+    pods = after.pods[1] - before.pods[1]
+    for amount, unit in ((pods, "pods"), (cpu, "vCPU"), (memory / 2**30, "GiB")):
+        if amount:
+            yield f"{amount:+.4g} {unit}".replace("-", "\N{MINUS SIGN}")
+
+
+def describe_rest(before: Environment, after: Environment) -> Iterator[str]:
+    for path in ("environment", "edge.kind", "edge.host"):
+        if words := arrow(before, after, path):
+            yield f"{path} {words}" + ("; callers must change with it" if path == "edge.host" else "")
+    old, new = dict(leaves(before.values)), dict(leaves(after.values))
+    for path in sorted({*old, *new}):
+        if old.get(path) != new.get(path) and not TOLD.match(path):
+            yield f"{path} {change(old.get(path, 'default'), new.get(path, 'default'))}"
+
+
+def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def describe_objects(before: Environment, after: Environment) -> Iterator[str]:
+    if before.fault or after.fault:
+        return
+    for words, names in (("new", after.objects.keys() - before.objects.keys()), ("gone", before.objects.keys() - after.objects.keys())):
+        if names:
+            yield f"{words}: {', '.join(sorted(names))}"
+    if before.chart != after.chart:
+        kept = [key for key in after.objects if key in before.objects and after.objects[key] != before.objects[key]]
+        yield f"other content: {', '.join(sorted(kept)) or 'nothing'}"
+
+
+def arrow(before: Environment, after: Environment, path: str) -> str:
+    return change(before.value(path), after.value(path))
+
+
+def change(old: object, new: object) -> str:
+    return "" if old == new else f"{short(old)} → {short(new)}"
+
+
+def short(value: object) -> str:
+    """Digests by their first twelve digits, as everywhere."""
+    if value in ("", None):
+        return "none"
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1…", text)
+
+
+def difference(before: Environment, after: Environment) -> str:
+    """Of the renders, for whoever looks closer; without the dashboard's 55 KB on one line."""
+    sides = [re.sub(r'(?<=\.json: )".{1000,}"', '"…"', side.text).splitlines() for side in (before, after)]
+    return "\n".join(difflib.unified_diff(*sides, "before", "after", n=2, lineterm=""))
