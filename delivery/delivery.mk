@@ -8,7 +8,7 @@ DIGEST ?= $(shell cat build/digest 2>/dev/null)
 REVIEW ?= build/review.md
 
 .PHONY: lint-workflows links audit sbom load registry-login image-push image-scan image-sign chart-push scan-deployed \
-  deploy promote check-promotion pull-request comment kind-up kind-down
+  deploy promote check-promotion values-review test-gitops pull-request comment kind-up kind-down
 
 $(DELIVERY)/.installed: requirements/delivery.txt
 	$(PYTHON) -m venv $(DELIVERY)
@@ -90,6 +90,17 @@ promote: ## Copy image and version of the environment FROM (dev, staging) to the
 
 check-promotion: ## Refuse an image that did not run one environment earlier; BASE is the commit before
 	@$(PYTHON) delivery/environments.py check $(ENVIRONMENTS) "$(or $(BASE),origin/main)"
+
+# With the Helm that Argo CD embeds, 3 up to Argo CD 3.4; the chart's tests hold Helm 3 and 4 to the same output.
+values-review: $(DELIVERY)/.installed ## Say in words what changed in argocd/ since BASE, in REVIEW too; refuse what is not safe
+	$(call tools,helm3)
+	@HELM=$(abspath $(TOOLS))/helm3 $(DELIVERY)/bin/python -m delivery.review "$(or $(BASE),origin/main)" \
+	  --markdown "$(REVIEW)" --json "$(basename $(REVIEW)).json"
+
+# LOAD_IMAGE: a command that puts the image in a file on the nodes. GITOPS_REPOSITORY: see tests/gitops/test_gitops.py.
+test-gitops: $(VENV)/.test ## Test argocd/ in the Argo CD of the cluster that KUBECONFIG names; LOAD_IMAGE loads images
+	tests/chart/tools.sh $(TOOLS) $(BIN)/python
+	$(BIN)/python -m pytest -v -s tests/gitops
 
 pull-request: ## Open a pull request with what deploy or promote changed
 	@delivery/pull-request.sh $(ENVIRONMENTS) "$$(cat build/change)"

@@ -12,6 +12,7 @@ declare -A packages=(
     [actionlint]=github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
     [cosign]=github.com/sigstore/cosign/v3/cmd/cosign@v3.1.3
     [grype]=github.com/anchore/grype/cmd/grype@v0.110.0
+    [helm3]=helm.sh/helm/v3/cmd/helm@v3.22.0
     [helm4]=helm.sh/helm/v4/cmd/helm@v4.3.1
     [hey]=github.com/rakyll/hey@v0.1.5
     [kind]=sigs.k8s.io/kind@v0.33.0

@@ -56,7 +56,10 @@ def as_markdown(reviews: list[Review]) -> str:
 
 
 def as_json(reviews: list[Review]) -> str:
-    document = {"refused": any(found.refused for found in reviews), "environments": [asdict(found) for found in reviews]}
+    document = {
+        "refused": any(found.refused for found in reviews),
+        "environments": [asdict(found) for found in reviews],
+    }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,13 @@ class Charts:
             subprocess.run(["tar", "-x", "-C", str(target)], input=archive.stdout, check=True)
         return revision, target
 
-    def render(self, chart: Path, values: str) -> subprocess.CompletedProcess[str]:
-        options = ["--kube-version", KUBE_VERSION, "--namespace", "scoring", "--values", "-"]
-        command = [self.helm, "template", "xgboost-server", str(chart), *options]
-        return subprocess.run(command, input=values, capture_output=True, text=True)
+
+@cache  # most environments are the same before and after
+def render(helm: str, chart: Path, values: str) -> subprocess.CompletedProcess[str]:
+    options = ["--kube-version", KUBE_VERSION, "--namespace", "scoring", "--values", "-"]
+    return subprocess.run(
+        [helm, "template", "xgboost-server", str(chart), *options], input=values, capture_output=True, text=True
+    )
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,7 @@ def read_environments(tree: Tree, charts: Charts) -> dict[str, Environment]:
     return {environment.name: environment for environment in found}
 
 
-def read_environment(
-    name: str, text: str, records: dict[str, Document], tree: Tree, charts: Charts
-) -> Environment:
+def read_environment(name: str, text: str, records: dict[str, Document], tree: Tree, charts: Charts) -> Environment:
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -149,7 +151,7 @@ def read_environment(
     chart, folder = charts.find(tree, str(bare.value("image.tag")))
     path, record = find_record(records, bare)
     known = {"chart": chart, "is_chart_here": folder is not None, "record": record, "version": version_of(path, bare)}
-    done = charts.render(folder or tree.root / CHART, text)
+    done = render(charts.helm, folder or tree.root / CHART, text)
     if done.returncode:
         return Environment(name, values, fault=readable(done.stderr), **known)
     documents = [found for found in yaml.safe_load_all(done.stdout) if found]
@@ -174,6 +176,7 @@ def version_of(record: str, environment: Environment) -> str:
 
 
 def readable(text: str) -> str:
-    """Helm's message without the way through its templates."""
-    message = re.sub(r"^.*?error calling fail: ", "", text.strip(), flags=re.DOTALL)
-    return "; ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
+    """Helm's message without the way through its templates: the chart's own sentences, or the schema's."""
+    lines = re.sub(r"execution error at \(.*?\): ", "", text.strip().removeprefix("Error: ")).splitlines()
+    told = [line.strip(" -") for line in lines if re.search(r"\w+ ", line) and not line.startswith("Use --debug")]
+    return "; ".join(told[1:] if len(told) > 1 else told)

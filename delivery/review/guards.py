@@ -24,7 +24,7 @@ def check_environment(before: Environment | None, after: Environment) -> Iterato
 
 def check_image(before: Environment | None, after: Environment) -> Iterator[str]:
     digest = str(after.value("image.digest"))
-    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest) and "image.digest" not in after.fault:
         yield "image.digest: missing; a tag can be moved to another image, a digest cannot"
     if not after.is_chart_here and (before is None or before.chart != after.chart):
         yield f"image.tag: there is no commit {after.chart} in this repository, so Argo CD would find no chart"
@@ -32,9 +32,9 @@ def check_image(before: Environment | None, after: Environment) -> Iterator[str]
 
 def check_model(before: Environment | None, after: Environment) -> Iterator[str]:
     name, digest = after.value("model.name"), after.value("model.sha256")
-    if not digest:
+    if not digest and "model.sha256" not in after.fault:
         yield "model.sha256: missing; the server could not tell a changed file"
-    elif after.record is None:
+    if digest and after.record is None:
         yield (
             f"model {name}: no admission record with this digest in argocd/models/{name}; "
             f"`xgboost-server check MODEL --record argocd/models/{name}/VERSION.json` writes it"
@@ -81,5 +81,7 @@ GUARDS = (check_render, check_environment, check_image, check_model)
 def refusals(before: Environment | None, after: Environment | None) -> list[str]:
     if after is None:
         return ["the environment is gone; Argo CD keeps its pods, and nobody would look after them (docs/gitops.md)"]
+    if not after.values:
+        return list(check_render(before, after))
     guards = GUARDS if after.fault else (*GUARDS, *RENDERED)
     return [reason for guard in guards for reason in guard(before, after)]

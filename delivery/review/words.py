@@ -8,23 +8,26 @@ from collections.abc import Iterator
 
 from delivery.review.environment import Document, Environment
 
-# What has a sentence of its own below.
-TOLD = re.compile(
-    r"(image\.(tag|digest|repository)|model\.(name|uri|sha256)|resources|replicas|disruptionBudget|edge\.(host|kind)"
-    r"|autoscaling\.(scaler|minReplicas|maxReplicas)|networkPolicy\.enabled|environment)(\.|$)"
+# What has a sentence of its own; the second kind only where there is a render to read it from.
+TOLD = re.compile(r"(image\.(tag|digest|repository)|model\.(name|uri|sha256))$")
+TOLD_BY_RENDER = re.compile(
+    r"(resources|replicas|disruptionBudget|networkPolicy\.enabled|autoscaling\.(scaler|minReplicas|maxReplicas))(\.|$)"
 )
 
 
 def describe(before: Environment, after: Environment) -> list[str]:
     if before.values == after.values and before.chart == after.chart and before.text == after.text:
         return []
+    if not after.values:
+        return ["values.yaml cannot be read"]
+    rendered = not before.fault and not after.fault
     return [
         *describe_image(before, after),
         *describe_model(before, after),
         *describe_contract(before, after),
-        *describe_pods(before, after),
-        *describe_rest(before, after),
-        *describe_objects(before, after),
+        *(describe_pods(before, after) if rendered else ()),
+        *describe_rest(before, after, rendered),
+        *(describe_objects(before, after) if rendered else ()),
     ]
 
 
@@ -46,7 +49,8 @@ def describe_model(before: Environment, after: Environment) -> Iterator[str]:
     if names or versions or digests:
         parts = [names or str(after.value("model.name")), versions or after.version]
         yield f"model {' '.join(filter(None, parts))}" + (f", digest {digests}" if digests else ", digest unchanged")
-    if uris:
+    moved = before.value("model.uri").replace(f"/{before.version}/", f"/{after.version}/")
+    if uris and moved != after.value("model.uri"):
         yield f"model.uri {uris}"
     if names:
         yield f"callers must ask for /v1/models/{after.value('model.name')}"
@@ -78,8 +82,6 @@ def contract_changes(old: Document, new: Document) -> Iterator[str]:
 
 
 def describe_pods(before: Environment, after: Environment) -> Iterator[str]:
-    if before.fault or after.fault:
-        return
     told = [
         ("scaler", before.scaler, after.scaler),
         ("minReplicas", before.pods[0], after.pods[0]),
@@ -120,14 +122,13 @@ def capacity(before: Environment, after: Environment) -> Iterator[str]:
             yield f"{amount:+.4g} {unit}".replace("-", "\N{MINUS SIGN}")
 
 
-def describe_rest(before: Environment, after: Environment) -> Iterator[str]:
-    for path in ("environment", "edge.kind", "edge.host"):
-        if words := arrow(before, after, path):
-            yield f"{path} {words}" + ("; callers must change with it" if path == "edge.host" else "")
+def describe_rest(before: Environment, after: Environment, rendered: bool) -> Iterator[str]:
     old, new = dict(leaves(before.values)), dict(leaves(after.values))
     for path in sorted({*old, *new}):
-        if old.get(path) != new.get(path) and not TOLD.match(path):
-            yield f"{path} {change(old.get(path, 'default'), new.get(path, 'default'))}"
+        if TOLD.match(path) or (rendered and TOLD_BY_RENDER.match(path)):
+            continue
+        if words := change(old.get(path, "default"), new.get(path, "default")):
+            yield f"{path} {words}" + ("; callers must change with it" if path == "edge.host" else "")
 
 
 def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
@@ -139,9 +140,10 @@ def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
 
 
 def describe_objects(before: Environment, after: Environment) -> Iterator[str]:
-    if before.fault or after.fault:
-        return
-    for words, names in (("new", after.objects.keys() - before.objects.keys()), ("gone", before.objects.keys() - after.objects.keys())):
+    for words, names in (
+        ("new", after.objects.keys() - before.objects.keys()),
+        ("gone", before.objects.keys() - after.objects.keys()),
+    ):
         if names:
             yield f"{words}: {', '.join(sorted(names))}"
     if before.chart != after.chart:
@@ -167,5 +169,5 @@ def short(value: object) -> str:
 
 def difference(before: Environment, after: Environment) -> str:
     """Of the renders, for whoever looks closer; without the dashboard's 55 KB on one line."""
-    sides = [re.sub(r'(?<=\.json: )".{1000,}"', '"…"', side.text).splitlines() for side in (before, after)]
-    return "\n".join(difflib.unified_diff(*sides, "before", "after", n=2, lineterm=""))
+    old, new = (re.sub(r'(?<=\.json: )".{1000,}"', '"…"', side.text).splitlines() for side in (before, after))
+    return "\n".join(difflib.unified_diff(old, new, "before", "after", n=2, lineterm=""))
