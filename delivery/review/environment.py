@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -150,13 +150,21 @@ def read_environment(name: str, text: str, records: dict[str, Document], tree: T
     bare = Environment(name, values)
     chart, folder = charts.find(tree, str(bare.value("image.tag")))
     path, record = find_record(records, bare)
-    known = {"chart": chart, "is_chart_here": folder is not None, "record": record, "version": version_of(path, bare)}
+    known = partial(
+        Environment,
+        name,
+        values,
+        chart=chart,
+        is_chart_here=folder is not None,
+        record=record,
+        version=version_of(path, bare),
+    )
     done = render(charts.helm, folder or tree.root / CHART, text)
     if done.returncode:
-        return Environment(name, values, fault=readable(done.stderr), **known)
+        return known(fault=readable(done.stderr))
     documents = [found for found in yaml.safe_load_all(done.stdout) if found]
     objects = {f"{found['kind']} {found['metadata']['name']}": found for found in documents}
-    return Environment(name, values, text=done.stdout, objects=objects, **known)
+    return known(text=done.stdout, objects=objects)
 
 
 def find_record(records: dict[str, Document], environment: Environment) -> tuple[str, Document | None]:
