@@ -158,10 +158,16 @@ def scaler() -> int:
     return found
 
 
+def pods() -> int:
+    """That the Deployment is to have."""
+    found: int = get("deployment", NAME)["spec"]["replicas"]
+    return found
+
+
 def test_one_manifest_brings_up_an_environment(repository: Repository) -> None:
     wait_until("the ApplicationSet has made it", lambda: get("application", APPLICATION, "argocd"))
     wait_until_settled()
-    assert get("deployment", NAME)["status"]["readyReplicas"] == 2
+    wait_until("the fewest pods serve", lambda: get("deployment", NAME)["status"].get("readyReplicas") == 2)
 
 
 def test_a_commit_is_live(repository: Repository) -> None:
@@ -179,13 +185,15 @@ def test_what_is_changed_or_deleted_by_hand_comes_back(repository: Repository) -
 
 def test_the_number_of_pods_is_the_scalers(repository: Repository) -> None:
     """Neither self-heal nor a sync sets it back."""
-    wait_until_settled()
-    kubectl("scale", f"deployment/{NAME}", "--replicas=3")
+    repository.edit("minReplicas: 2", "minReplicas: 3")
+    wait_until("the scaler has asked for three", lambda: pods() == 3)
     settle_after(10)
-    assert (status()[0], get("deployment", NAME)["spec"]["replicas"]) == ("Synced", 3)
+    assert (status()[0], pods()) == ("Synced", 3)
     repository.edit("maxReplicas: 5", "maxReplicas: 4")
     wait_until("a sync has passed", lambda: scaler() == 4)
-    assert get("deployment", NAME)["spec"]["replicas"] == 3
+    assert pods() == 3
+    repository.edit("minReplicas: 3", "minReplicas: 2")
+    wait_until_settled()
 
 
 def test_the_way_in_goes_only_when_a_person_agrees(repository: Repository) -> None:
