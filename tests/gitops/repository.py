@@ -99,7 +99,7 @@ class Repository:
         self.push()
 
     def push(self) -> None:
-        self.git("push", "--quiet", "origin", "HEAD:main")
+        self.git("push", "--quiet", "--force", "origin", "HEAD:main")
         look("applicationset", "scoring", "application-set-refresh=true")
         look("application", APPLICATION, "refresh=normal")
 
