@@ -134,6 +134,7 @@ def url(repository: Repository) -> str:
         ]
         if entry["type"] == "InternalIP"
     ]
+    wait_for("the node's port answers", lambda: answers(node, port), 60)
     return f"http://{node}:{port}"
 
 
