@@ -125,7 +125,7 @@ def url(repository: Repository) -> str:
     """A port of the node, which every cluster's machine reaches; the Service's own address is not reached everywhere."""
     wait_until_settled()
     if not get("service", "from-outside"):
-        kubectl("expose", "service", NAME, "--name", "from-outside", "--type", "NodePort")
+        kubectl("expose", "service", NAME, "--name", "from-outside", "--type", "NodePort", "--target-port", "http")
     port = get("service", "from-outside")["spec"]["ports"][0]["nodePort"]
     (node, *_) = [
         entry["address"]
