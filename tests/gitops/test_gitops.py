@@ -250,26 +250,3 @@ def test_an_image_that_is_not_there_ends_degraded_while_the_old_pods_serve_and_a
     repository.revert()
     wait_until_settled()
     assert version(url) == "2"
-
-
-def test_what_helm_refuses_changes_nothing(repository: Repository, url: str, load: Load) -> None:
-    before = get("deployment", NAME)["metadata"]["generation"]
-    repository.edit("minReplicas: 2", "minReplicas: 1")
-
-    def is_refused() -> bool:
-        conditions = get("application", APPLICATION, "argocd")["status"].get("conditions", [])
-        return "in production at least 2" in str(conditions)
-
-    wait_until("the reason stands in the Application", is_refused)
-    assert get("deployment", NAME)["metadata"]["generation"] == before
-    repository.revert()
-    wait_until_settled()
-
-
-def test_an_environment_whose_folder_is_gone_keeps_serving(repository: Repository, url: str, load: Load) -> None:
-    repository.git("rm", "--quiet", str(repository.values.relative_to(repository.folder)))
-    repository.publish("dev is gone")
-    settle_after(10)
-    assert get("application", APPLICATION, "argocd")
-    assert version(url) == "2"
-    repository.revert()
