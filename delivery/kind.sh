@@ -19,10 +19,18 @@ install_chart() { # install_chart NAMESPACE NAME CHART VERSION [OPTIONS]
 }
 
 mkdir -p "$(dirname "$KUBECONFIG")"
-"$kind" get clusters | grep -qx "$name" || "$kind" create cluster --name "$name" --wait 5m
+# The controller's port is this machine's too: pods' addresses may not be reached from here.
+"$kind" get clusters | grep -qx "$name" || "$kind" create cluster --name "$name" --wait 5m --config - <<'END'
+kind: Cluster
+apiVersion: kind.x-k8s.io/v1alpha4
+nodes:
+  - role: control-plane
+    extraPortMappings: [{containerPort: 30080, hostPort: 30080, listenAddress: 127.0.0.1}]
+END
 # kind's kubelets sign their own certificates.
 install_chart kube-system metrics-server metrics-server 3.13.0 \
     --repo https://kubernetes-sigs.github.io/metrics-server --set 'args={--kubelet-insecure-tls}'
 install_chart nginx-ingress nginx-ingress oci://ghcr.io/nginx/charts/nginx-ingress 2.7.1 \
-    --set controller.service.type=ClusterIP --set controller.enableSnippets=false
+    --set controller.enableSnippets=true --set 'controller.config.entries.worker-shutdown-timeout=60s' \
+    --set controller.service.type=NodePort --set controller.service.httpPort.nodePort=30080
 install_chart argocd argocd oci://ghcr.io/argoproj/argo-helm/argo-cd 10.1.1
