@@ -64,6 +64,7 @@ ROUTE_LABELS = (
     *((UNMATCHED, wire) for wire in WIRES),
 )
 PROBES = ("/livez", "/readyz", "/healthz")
+SIBLINGS = "other workers are loading the model"
 JSON = "application/json"
 ALIVE = Outgoing(200, JSON, b'{"status":"alive"}')
 READY = Outgoing(200, JSON, b'{"status":"ready"}')
@@ -96,7 +97,7 @@ class Edge:
         self.settings = settings
         self.recorder = recorder
         self.log = log
-        self.unready = "loading the model"
+        self._unready = "loading the model"
         self.scorer: Scorer | None = None
         # More rows than these would hold the event loop for too long: they are scored on a thread.
         self.loop_rows = 0
@@ -108,6 +109,21 @@ class Edge:
         self._random = random.Random()
         self._id_prefix = f"{os.getpid():x}-{self._random.getrandbits(48):012x}-"
         self._id_count = itertools.count(1)
+
+    @property
+    def unready(self) -> str:
+        """Why probes are told no; empty where they are told yes.
+
+        What a worker that waits for its siblings says is looked up in the memory they share: a note of its own would be
+        old for as long as it sleeps, and a probe would find one worker ready and then another not.
+        """
+        if self._unready == SIBLINGS and self.recorder.block.see_ready():
+            self._unready = ""
+        return self._unready
+
+    @unready.setter
+    def unready(self, reason: str) -> None:
+        self._unready = reason
 
     def serve(self, model: LoadedModel) -> None:
         """Answer with this model from now on."""

@@ -251,9 +251,11 @@ class Block:
         """Whether any worker has been ready since the start."""
         return bool(self.head[self.WAS_READY])
 
-    @was_ready.setter
-    def was_ready(self, value: bool) -> None:
-        self.head[self.WAS_READY] = value
+    def see_ready(self) -> bool:
+        """The same, after a look at whether as many workers are ready now as the master means to have."""
+        if not self.was_ready and len(self.rows_in(READY)) >= self.head[self.EXPECTED]:
+            self.head[self.WAS_READY] = True
+        return self.was_ready
 
     @property
     def is_refused(self) -> bool:
@@ -263,11 +265,6 @@ class Block:
     @is_refused.setter
     def is_refused(self, value: bool) -> None:
         self.head[self.REFUSED] = value
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether as many workers are ready as the master means to have."""
-        return bool(len(self.rows_in(READY)) >= self.head[self.EXPECTED])
 
     def has_others(self, generation: int, age: float) -> bool:
         """Whether workers of earlier generations are left, but for the age-th worker."""

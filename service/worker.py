@@ -32,7 +32,7 @@ from gunicorn.workers.base import Worker
 
 from service.app import create_app_around
 from service.door import Door
-from service.edge import ROUTE_LABELS, Edge
+from service.edge import ROUTE_LABELS, SIBLINGS, Edge
 from service.errors import FetchError, StartError
 from service.generations import Generation, RunFolder
 from service.http1 import Connection
@@ -212,13 +212,10 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
         )
 
     async def _wait_for_siblings(self) -> None:
-        """At the first start all workers become ready together: a probe must not find one ready and then another not."""
-        block = self.recorder.block
-        while not block.was_ready and not block.is_complete:
-            self.edge.unready = "other workers are loading the model"
+        """At the first start all workers become ready together."""
+        self.edge.unready = SIBLINGS
+        while self.edge.unready == SIBLINGS:
             await asyncio.sleep(0.02)
-        block.was_ready = True
-        self.edge.unready = ""
 
     def _stop(self, number: int) -> None:
         if number != signal.SIGTERM:

@@ -15,7 +15,8 @@ import orjson
 import pytest
 
 from service.batch import Contract, Floats, Incoming
-from service.edge import COMPRESS_BYTES, REQUEST_ID, Call, Edge
+from service.edge import COMPRESS_BYTES, REQUEST_ID, ROUTE_LABELS, SIBLINGS, Call, Edge
+from service.metrics import BOOTING, READY, Block, Recorder
 from service.models import LoadedModel
 from service.predictor import Predictor
 from service.wire import ROUTES, Route
@@ -43,6 +44,27 @@ def rejections(world: World, code: str) -> float:
 
 def long_request(rows: int) -> bytes:
     return orjson.dumps({"instances": [ROW] * rows})
+
+
+# Readiness.
+
+
+def test_workers_that_wait_for_each_other_become_ready_at_the_same_moment(world: World) -> None:
+    """And stay it: what one of them is asked next, while another starts again, changes nothing."""
+    block = Block(ROUTE_LABELS, slots=2)
+    block.head[Block.EXPECTED] = 2
+    recorders = [Recorder(block, cast("int", block.claim())) for _ in range(2)]
+    edges = [Edge(world.edge.settings, recorder, world.edge.log) for recorder in recorders]
+    recorders[0].write_state(READY)
+    for edge in edges:
+        edge.unready = SIBLINGS
+    assert [edge.probe("/readyz").status for edge in edges] == [503, 503]
+    recorders[1].write_state(READY)
+    assert [edge.probe("/readyz").status for edge in edges] == [200, 200]
+    recorders[1].write_state(BOOTING)
+    assert [edge.probe("/readyz").status for edge in edges] == [200, 200]
+    edges[0].unready = "draining"
+    assert [edge.probe("/readyz").status for edge in edges] == [503, 200]
 
 
 # Request ids.
