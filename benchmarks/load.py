@@ -1,4 +1,4 @@
-"""wrk, one thread, replaying one request over keep-alive connections to 127.0.0.1."""
+"""wrk, one thread, replaying one request with ids of its own over keep-alive connections to 127.0.0.1."""
 
 from __future__ import annotations
 

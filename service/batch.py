@@ -97,24 +97,21 @@ class Scores:
 
 
 @dataclass(slots=True)
-class Stages:
-    """Seconds a request spent decoding, predicting and encoding."""
-
-    decode: float = 0.0
-    predict: float = 0.0
-    encode: float = 0.0
-
-
-@dataclass(slots=True)
 class Observation:
-    """What there is to count once a request has been answered."""
+    """What there is to count once a request has been answered.
 
-    route: str
-    wire: str
-    status: int
-    seconds: float
-    rows: int = 0
-    stages: Stages | None = None
+    `label` are its route and its wire. `is_scoring` says that it was for a model that is loaded, `rows` how many rows of it
+    were scored, and the last three how long that took.
+    """
+
+    label: tuple[str, str]
+    status: int = 0
+    seconds: float = 0.0
     rejected: str = ""
     request_bytes: int = 0
     response_bytes: int = 0
+    is_scoring: bool = False
+    rows: int = 0
+    decode_seconds: float = 0.0
+    predict_seconds: float = 0.0
+    encode_seconds: float = 0.0

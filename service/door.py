@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
+from time import perf_counter
 from typing import Any, Protocol
 
 from service.edge import Call, Edge
 from service.errors import ServiceError
+from service.recurring import RecurringHeads
 
 READ_BYTES = 256 * 1024
 
@@ -16,7 +18,18 @@ READ_BYTES = 256 * 1024
 class Request:
     """A request that has been read whole, or the error to answer in its place."""
 
-    __slots__ = ("began", "body", "error", "headers", "keep_alive", "method", "raw_headers", "target", "version")
+    __slots__ = (
+        "began",
+        "body",
+        "error",
+        "given_id",
+        "headers",
+        "keep_alive",
+        "method",
+        "raw_headers",
+        "target",
+        "version",
+    )
 
     def __init__(self, began: float, method: str, target: str, version: str) -> None:
         self.began = began
@@ -24,6 +37,7 @@ class Request:
         self.target = target
         self.version = version
         self.headers: dict[str, str] = {}
+        self.given_id: str | None = None  # X-Request-Id
         self.raw_headers: list[tuple[bytes, bytes]] = []
         self.body = b""
         self.keep_alive = False
@@ -33,7 +47,8 @@ class Request:
 class Member(Protocol):
     """A connection as the door sees it: `http1.Connection`."""
 
-    deadline: float
+    @property
+    def deadline(self) -> float: ...
 
     def expire(self) -> None: ...
 
@@ -41,7 +56,7 @@ class Member(Protocol):
 
     def unpark(self, request: Request) -> None: ...
 
-    def send_scored(self, request: Request, call: Call) -> None: ...
+    def send_scored(self, request: Request, call: Call) -> bool: ...
 
 
 class Door:
@@ -69,29 +84,28 @@ class Door:
         self.batch_rows = 0
         # How many sockets became ready in this turn; set by the loop's selector.
         self.ready_sockets = 0
+        self.recurring = RecurringHeads()
         self._identity = ""
-        self._heads: dict[int, str] = {}
+        # By status: its line and the headers that every answer has.
+        self.heads: dict[int, str] = {}
 
     @property
     def has_date(self) -> bool:
-        return bool(self._heads)
+        return bool(self.heads)
 
     def write_date(self, date: str) -> None:
         """Start of every head from now on; called once a second."""
         self._identity = "".join(f"{name}: {value}\r\n" for name, value in self.edge.identity_headers)
         start = f"Server: xgboost-server\r\nDate: {date}\r\n{self._identity}"
-        self._heads = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n{start}" for status in HTTPStatus}
-
-    def head(self, status: int) -> str:
-        """Status line and the headers that every answer has."""
-        return self._heads[status]
+        self.heads = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n{start}" for status in HTTPStatus}
 
     def plain_head(self, status: int) -> str:
         """The same without the model's identity, which the Flask application adds itself."""
-        return self._heads[status].removesuffix(self._identity)
+        return self.heads[status].removesuffix(self._identity)
 
     def expire(self, now: float) -> None:
-        """Close what has waited for too long."""
+        """Close what has waited for too long. Called four times a second."""
+        self.recurring.refill()
         for connection in [one for one in self.connections if one.deadline < now]:
             connection.expire()
 
@@ -101,8 +115,9 @@ class Door:
         if not batch:
             return
         self.edge.finish_together([call for _, _, call in batch])
-        for connection, request, call in batch:
-            connection.send_scored(request, call)
+        sent = [call for connection, request, call in batch if connection.send_scored(request, call)]
+        ended = perf_counter()
+        self.recorder.observe(*[self.edge.close(call, ended) for call in sent])
 
     def unpark(self) -> None:
         """The model is there: answer those who waited for it."""

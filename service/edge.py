@@ -16,7 +16,7 @@ import zlib
 
 import orjson
 
-from service.batch import Batch, Incoming, Observation, Outgoing, ReadMatrix, Stages
+from service.batch import Batch, Incoming, Observation, Outgoing, ReadMatrix
 from service.errors import (
     InternalError,
     MalformedBodyError,
@@ -59,7 +59,7 @@ OTHER_ROUTES = (
 UNMATCHED = "unmatched"
 # The labels of the metrics: every route with its wire, and what matched none.
 ROUTE_LABELS = (
-    *((route.template, route.wire) for route in ROUTES),
+    *(route.label for route in ROUTES),
     *((route, wire_of(route)) for route in OTHER_ROUTES),
     *((UNMATCHED, wire) for wire in WIRES),
 )
@@ -77,17 +77,16 @@ INFLATION = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflat
 class Call:
     """One scoring request on its way through the edge; `outgoing` is there when it is answered."""
 
-    __slots__ = ("batch", "began", "body_bytes", "incoming", "outgoing", "rejected", "route", "stages")
+    __slots__ = ("batch", "began", "incoming", "outgoing", "route", "seen")
 
     def __init__(self, route: Route, incoming: Incoming, began: float) -> None:
         self.route = route
         self.incoming = incoming
         self.began = began
-        self.body_bytes = len(incoming.body)  # as it came: inflation replaces the body
-        self.stages = Stages()
+        # The bytes as they came: inflation replaces the body.
+        self.seen = Observation(route.label, request_bytes=len(incoming.body))
         self.batch: Batch | None = None
         self.outgoing: Outgoing | None = None
-        self.rejected = ""
 
 
 class Edge:
@@ -105,6 +104,9 @@ class Edge:
         # Exact paths of the served model, so that the fast door finds a route with one look-up.
         self.routes: dict[str, Route] = {}
         self.identity_headers: tuple[tuple[str, str], ...] = ()
+        self._max_in_flight = settings.max_in_flight
+        self._max_rows = settings.max_rows_per_request
+        self._slow_seconds = settings.slow_request_seconds
         self._sampled = int(settings.access_log_ratio * 2**32)
         self._random = random.Random()
         self._id_prefix = f"{os.getpid():x}-{self._random.getrandbits(48):012x}-"
@@ -168,21 +170,21 @@ class Edge:
         start = time.perf_counter()
         try:
             scorer = self.verify_loaded()
-            if self.recorder.in_flight > self.settings.max_in_flight:
+            if self.recorder.in_flight > self._max_in_flight:
                 raise OverloadedError("requests in flight")
             if "content-encoding" in incoming.headers:
                 self.inflate(incoming)
             incoming.read_matrix = self._read_matrix
             batch = route.decode(incoming)
-            if len(batch.values) > self.settings.max_rows_per_request:
-                raise PayloadTooLargeError("rows", self.settings.max_rows_per_request)
+            if len(batch.values) > self._max_rows:
+                raise PayloadTooLargeError("rows", self._max_rows)
             scorer.align(batch)
             call.batch = batch
         except ServiceError as error:
             self._refuse(call, error)
         except Exception:  # a fault of ours must end in an answer, whatever it is
             self._refuse(call, self._log_fault(incoming, InternalError()))
-        call.stages.decode = time.perf_counter() - start
+        call.seen.decode_seconds = time.perf_counter() - start
         return call
 
     def finish(self, call: Call) -> Call:
@@ -199,8 +201,8 @@ class Edge:
         except Exception:  # the library's own errors have no common class
             self._refuse(call, self._log_fault(call.incoming, PredictionError()))
             return call
-        call.stages.predict = predicted - start
-        call.stages.encode = time.perf_counter() - predicted
+        call.seen.predict_seconds = predicted - start
+        call.seen.encode_seconds = time.perf_counter() - predicted
         return call
 
     def finish_together(self, calls: list[Call]) -> None:
@@ -219,7 +221,7 @@ class Edge:
                 self.finish(call)
             return
         for call, batch, own in zip(calls, batches, scores, strict=True):
-            call.stages.predict = predicted - start
+            call.seen.predict_seconds = predicted - start
             began = time.perf_counter()
             try:
                 call.outgoing = outgoing = call.route.encode(own, batch)
@@ -227,25 +229,22 @@ class Edge:
                     self.deflate(outgoing, call.incoming.headers.get("accept-encoding"))
             except Exception:  # as in finish
                 self._refuse(call, self._log_fault(call.incoming, PredictionError()))
-            call.stages.encode = time.perf_counter() - began
+            call.seen.encode_seconds = time.perf_counter() - began
 
     def close(self, call: Call, ended: float) -> Observation:
         """What there is to count about an answered call; writes its log line if it gets one."""
-        outgoing = call.outgoing
+        outgoing, seen = call.outgoing, call.seen
         if outgoing is None:
             raise RuntimeError("a call without an answer")
-        seen = Observation(
-            call.route.template,
-            call.route.wire,
-            outgoing.status,
-            ended - call.began,
-            rows=0 if call.batch is None or outgoing.status != 200 else len(call.batch.values),
-            stages=call.stages if self.scorer is not None else None,
-            rejected=call.rejected,
-            request_bytes=call.body_bytes,
-            response_bytes=len(outgoing.body),
-        )
-        self.log_request(seen, call.incoming.request_id)
+        seen.status = outgoing.status
+        seen.seconds = ended - call.began
+        seen.response_bytes = len(outgoing.body)
+        if self.scorer is not None:
+            seen.is_scoring = True
+            if call.batch is not None and outgoing.status == 200:
+                seen.rows = len(call.batch.values)
+        if seen.seconds >= self._slow_seconds or self._sampled:
+            self.log_request(seen, call.incoming.request_id)
         return seen
 
     # Any request.
@@ -303,7 +302,7 @@ class Edge:
         return outgoing
 
     def _refuse(self, call: Call, error: ServiceError) -> None:
-        call.rejected = error.code
+        call.seen.rejected = error.code
         call.batch = None
         call.outgoing = self.refuse(error, call.incoming.path, call.incoming.request_id)
 
@@ -314,21 +313,20 @@ class Edge:
 
     def log_request(self, seen: Observation, request_id: str) -> None:
         """A line for every slow request, and for the share of all that the settings ask for."""
-        is_slow = seen.seconds >= self.settings.slow_request_seconds
+        is_slow = seen.seconds >= self._slow_seconds
         if not is_slow and (not self._sampled or self._random.getrandbits(32) >= self._sampled):
             return
-        stages = seen.stages or Stages()
         self.log.info(
             "slow request" if is_slow else "request",
             extra={
                 "request_id": request_id,
-                "route": seen.route,
-                "wire": seen.wire,
+                "route": seen.label[0],
+                "wire": seen.label[1],
                 "status": seen.status,
                 "seconds": round(seen.seconds, 6),
-                "decode_seconds": round(stages.decode, 6),
-                "predict_seconds": round(stages.predict, 6),
-                "encode_seconds": round(stages.encode, 6),
+                "decode_seconds": round(seen.decode_seconds, 6),
+                "predict_seconds": round(seen.predict_seconds, 6),
+                "encode_seconds": round(seen.encode_seconds, 6),
                 "rows": seen.rows,
                 "error": seen.rejected,
             },
@@ -340,9 +338,9 @@ def refused(coding: str) -> bool:
     return re.search(r";\s*q=0(\.0*)?\s*$", coding, re.IGNORECASE) is not None
 
 
-def server_timing(stages: Stages) -> str:
+def server_timing(seen: Observation) -> str:
     """Milliseconds of each stage, as the Server-Timing header has them."""
     return (
-        f"decode;dur={stages.decode * 1e3:.3f}, predict;dur={stages.predict * 1e3:.3f}, "
-        f"encode;dur={stages.encode * 1e3:.3f}"
+        f"decode;dur={seen.decode_seconds * 1e3:.3f}, predict;dur={seen.predict_seconds * 1e3:.3f}, "
+        f"encode;dur={seen.encode_seconds * 1e3:.3f}"
     )

@@ -44,6 +44,7 @@ from service.head import (
     verify_head,
     verify_head_size,
 )
+from service.recurring import Accepted
 from service.wire import wire_of
 from service.wsgi import Address, Answer, run_wsgi
 
@@ -79,6 +80,7 @@ class Connection(asyncio.BufferedProtocol):
         "_is_deaf", "_is_ended",
         "_is_paused",
         "_known",
+        "_last",
         "_loop",
         "_messages",
         "_out",
@@ -88,11 +90,11 @@ class Connection(asyncio.BufferedProtocol):
         "_phase",
         "_raw",
         "_read_bytes",
+        "_since",
         "_target",
         "_transport",
         "_version",
         "_waiting",
-        "deadline",
     )  # fmt: skip
 
     def __init__(self, door: Door, loop: asyncio.AbstractEventLoop) -> None:
@@ -105,6 +107,7 @@ class Connection(asyncio.BufferedProtocol):
         self._messages = 0
         self._waiting: deque[Request] = deque()
         self._headers: list[tuple[bytes, bytes]] = []
+        self._last: Request | None = None  # the request that was read last, until it is known whether it may come again
         self._is_busy = False  # a thread has the request whose turn it is
         self._is_closing = False  # the connection ends with what is in `_out`
         self._is_ended = False  # the client has closed its side
@@ -113,7 +116,7 @@ class Connection(asyncio.BufferedProtocol):
         self._out: list[bytes] = []
         self._began = 0.0
         self._read_bytes = 0
-        self.deadline = 0.0
+        self._since = perf_counter()  # when it began to wait for what it waits for
         self._clear()
 
     def _clear(self) -> None:
@@ -131,7 +134,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self.deadline = perf_counter() + self._door.keepalive_seconds
+        self._since = perf_counter()
         self._door.connections.add(self)
         self._door.recorder.open_connection()
 
@@ -153,6 +156,8 @@ class Connection(asyncio.BufferedProtocol):
     def _read(self, data: memoryview) -> None:
         self._began = perf_counter()
         self._read_bytes = len(data)
+        if self._phase == IDLE and self._recur(data):
+            return
         phase, messages, body_bytes = self._phase, self._messages, self._body_bytes
         try:
             self._parser.feed_data(data)
@@ -169,10 +174,43 @@ class Connection(asyncio.BufferedProtocol):
                 self._refuse(MalformedRequestError(f"not HTTP/1.1: {reason(error)}"))
         if self._phase in (HEAD, BODY):
             self._bound_overhead(len(data) if messages == self._messages else 0, body_bytes)
+        if self._last is not None:
+            self._learn(data, self._messages == messages + 1 and phase == self._phase == IDLE)
         if phase != self._phase or messages != self._messages:
-            self._set_deadline()
+            self._since = self._began
         if self._out:
             self._flush()
+
+    def _recur(self, data: memoryview) -> bool:
+        """Take the request, if these bytes are one from its beginning to its end and its head is known."""
+        found = self._door.recurring.find(data)
+        if found is None:
+            return False
+        head, accepted = found
+        end = head.end()
+        length = int(head["length"])
+        if end + length != len(data) or end > MAX_HEAD_BYTES or length > self._door.max_body_bytes:
+            return False
+        request = Request(self._began, accepted.method, accepted.target, accepted.version)
+        request.headers = accepted.headers
+        request.given_id = None if head.re.groups == 1 else head["id"].strip().decode("ascii")
+        request.body = bytes(data[end:])
+        request.keep_alive = True
+        self._since = self._began
+        self._take(request)
+        if self._out:
+            self._flush()
+        return True
+
+    def _learn(self, data: memoryview, is_whole: bool) -> None:
+        """Keep the head of the last request, if these bytes were that and no more, it scores, and it may come again."""
+        request, self._last = self._last, None
+        if not is_whole or request is None or not request.keep_alive or len(data) > MAX_HEAD_BYTES:
+            return
+        path = request.target.partition("?")[0]
+        if path in self._edge.routes:
+            accepted = Accepted(request.method, request.target, request.version, request.headers)
+            self._door.recurring.learn(bytes(data), len(request.raw_headers), accepted)
 
     def _bound_overhead(self, fed: int, body_bytes: int) -> None:
         """Heads, chunk extensions and trailers that never end; the exact limit of a head is checked at its end.
@@ -197,11 +235,11 @@ class Connection(asyncio.BufferedProtocol):
         """The client does not take its answers."""
         self._is_paused = True
         self._transport.pause_reading()
-        self.deadline = perf_counter() + self._door.read_timeout_seconds
+        self._since = perf_counter()
 
     def resume_writing(self) -> None:
         self._is_paused = False
-        self._set_deadline()
+        self._since = perf_counter()
         self._next()
         self._resume_reading()
 
@@ -269,7 +307,13 @@ class Connection(asyncio.BufferedProtocol):
         # llhttp lets keep-alive win where an HTTP/1.0 client says both (RFC 9112 section 9.3: close wins).
         if request.keep_alive and "close" in self._known.get("connection", "").lower():
             request.keep_alive = False
+        request.given_id = self._known.get("x-request-id")
         self._phase = IDLE
+        self._last = request
+        self._take(request)
+
+    def _take(self, request: Request) -> None:
+        """Answer a request that has been read whole, or have it wait for its turn."""
         if self._is_closing:
             return
         if not self._is_busy and not self._is_paused:
@@ -309,7 +353,7 @@ class Connection(asyncio.BufferedProtocol):
     def _score(self, route: Any, path: str, request: Request) -> None:
         edge = self._edge
         headers = request.headers
-        incoming = Incoming(request.method, path, headers, request.body, edge.request_id(headers.get("x-request-id")))
+        incoming = Incoming(request.method, path, headers, request.body, edge.request_id(request.given_id))
         call = edge.begin(route, incoming, request.began)
         if call.batch is None:
             self._send_call(request, call)
@@ -337,12 +381,17 @@ class Connection(asyncio.BufferedProtocol):
         door.batch.append((self, request, call))
         door.batch_rows += rows
 
-    def send_scored(self, request: Request, call: Call) -> None:
-        """The answer to a call of the batch, and to what waits behind it."""
+    def send_scored(self, request: Request, call: Call) -> bool:
+        """The answer to a call of the batch, and to what waits behind it; whether anybody is there to read it."""
         self._is_busy = False
-        if not self._transport.is_closing():
-            self._send_call(request, call)
+        if self._transport.is_closing():
+            return False
+        self._pack(request, call)
+        if self._waiting:
             self._go_on()
+        else:
+            self._flush()
+        return True
 
     def _scored(self, request: Request, call: Call, done: Future[Call]) -> None:
         self._door.recorder.add_in_flight(-1)
@@ -352,18 +401,21 @@ class Connection(asyncio.BufferedProtocol):
         self._go_on()
 
     def _send_call(self, request: Request, call: Call) -> None:
+        self._pack(request, call)
+        self._door.recorder.observe(self._edge.close(call, perf_counter()))
+
+    def _pack(self, request: Request, call: Call) -> None:
         outgoing = call.outgoing
         if outgoing is None:
             raise RuntimeError("a call without an answer")
-        self._send(request, outgoing, call.incoming.request_id, server_timing(call.stages))
-        self._door.recorder.observe(self._edge.close(call, perf_counter()))
+        self._send(request, outgoing, call.incoming.request_id, server_timing(call.seen))
 
     def _probe(self, path: str, request: Request) -> None:
         self._send_and_count(request, self._edge.probe(path), path)
 
     def _send_error(self, request: Request, error: ServiceError) -> None:
         path = request.target.partition("?")[0]
-        request_id = self._edge.request_id(request.headers.get("x-request-id"))
+        request_id = self._edge.request_id(request.given_id)
         outgoing = self._edge.refuse(error, path, request_id)
         self._send_and_count(request, outgoing, UNMATCHED, request_id, error.code)
 
@@ -371,24 +423,24 @@ class Connection(asyncio.BufferedProtocol):
         self, request: Request, outgoing: Outgoing, route: str, request_id: str = "", rejected: str = ""
     ) -> None:
         edge = self._edge
-        request_id = request_id or edge.request_id(request.headers.get("x-request-id"))
+        request_id = request_id or edge.request_id(request.given_id)
         seconds = perf_counter() - request.began
         self._send(request, outgoing, request_id, f"total;dur={seconds * 1e3:.3f}")
         wire = wire_of(request.target)
         body = outgoing.body
-        seen = Observation(route, wire, outgoing.status, seconds, rejected=rejected, response_bytes=len(body))
+        seen = Observation((route, wire), outgoing.status, seconds, rejected, response_bytes=len(body))
         self._door.recorder.observe(seen)
         edge.log_request(seen, request_id)
 
     def _send(self, request: Request, outgoing: Outgoing, request_id: str, timing: str) -> None:
         extra = "" if not outgoing.headers else "".join(f"{name}: {value}\r\n" for name, value in outgoing.headers)
         body = outgoing.body
-        self._out.append(
-            f"{self._door.head(outgoing.status)}Content-Type: {outgoing.content_type}\r\n"
+        head = (
+            f"{self._door.heads[outgoing.status]}Content-Type: {outgoing.content_type}\r\n"
             f"Content-Length: {len(body)}\r\nX-Request-Id: {request_id}\r\nServer-Timing: {timing}\r\n"
-            f"{extra}{self._connection_header(request)}\r\n".encode("latin-1")
+            f"{extra}{self._connection_header(request)}\r\n"
         )
-        self._out.append(body)
+        self._out.append(head.encode("latin-1") + body)
 
     def _connection_header(self, request: Request) -> str:
         if self._door.is_draining or not request.keep_alive or (self._is_ended and not self._waiting):
@@ -454,10 +506,10 @@ class Connection(asyncio.BufferedProtocol):
         """After an answer that was made elsewhere: send it, answer what waits."""
         if self._transport.is_closing():
             return
+        self._since = perf_counter()
         if self._waiting:
             self._next()
             self._resume_reading()
-        self._set_deadline()
         if self._out:
             self._flush()
 
@@ -481,7 +533,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._is_closing:
             return  # whatever follows a request that said `Connection: close` is no request
         request = Request(self._began, "", self._target.decode("latin-1"), "1.1")
-        request.headers = {"x-request-id": value} if (value := self._known.get("x-request-id")) else {}
+        request.given_id = self._known.get("x-request-id")
         request.error = error
         self._is_deaf = True
         self._phase = IDLE
@@ -492,14 +544,16 @@ class Connection(asyncio.BufferedProtocol):
 
     # Time.
 
-    def _set_deadline(self) -> None:
-        now = perf_counter()
+    @property
+    def deadline(self) -> float:
+        """When it will have waited for too long; computed when somebody asks, and not for each request."""
+        if self._is_paused:
+            return self._since + self._door.read_timeout_seconds
         if self._is_busy:
-            self.deadline = float("inf")
-        elif self._phase == IDLE:
-            self.deadline = now + self._door.keepalive_seconds
-        else:
-            self.deadline = now + (LINGER_SECONDS if self._phase == LINGER else self._door.read_timeout_seconds)
+            return float("inf")
+        if self._phase == IDLE:
+            return self._since + self._door.keepalive_seconds
+        return self._since + (LINGER_SECONDS if self._phase == LINGER else self._door.read_timeout_seconds)
 
     def expire(self) -> None:
         """The deadline is over: 408 for a half-sent request, else just the end."""
@@ -509,7 +563,7 @@ class Connection(asyncio.BufferedProtocol):
         part = "head" if self._phase == HEAD else "body"
         self._began = perf_counter()
         self._refuse(ReadTimeoutError(part, self._door.read_timeout_seconds))
-        self._set_deadline()
+        self._since = self._began
         self._flush()
 
     def close_if_idle(self) -> None:

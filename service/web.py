@@ -95,15 +95,14 @@ def close_request(edge: Edge, response: Response) -> Response:
     for name, value in edge.identity_headers:
         response.headers[name] = value
     if g.call is not None:
-        response.headers["Server-Timing"] = server_timing(g.call.stages)
+        response.headers["Server-Timing"] = server_timing(g.call.seen)
         seen = edge.close(g.call, ended)
     else:
         response.headers["Server-Timing"] = f"total;dur={(ended - g.began) * 1e3:.3f}"
         route = request.url_rule.endpoint if request.url_rule is not None else UNMATCHED
         known = route.startswith("/")
         seen = Observation(
-            route if known else UNMATCHED,
-            wire_of(request.path),
+            (route if known else UNMATCHED, wire_of(request.path)),
             response.status_code,
             ended - g.began,
             rejected=g.rejected,

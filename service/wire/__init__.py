@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from service.batch import Batch, Incoming, Outgoing, Scores
 from service.errors import ServiceError
@@ -23,6 +24,11 @@ class Route:
     decode: Callable[[Incoming], Batch]
     encode: Callable[[Scores, Batch], Outgoing]
     method: str = "POST"
+
+    @cached_property
+    def label(self) -> tuple[str, str]:
+        """What its requests are counted under."""
+        return self.template, self.wire
 
 
 ROUTES = (

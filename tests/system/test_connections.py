@@ -185,6 +185,24 @@ def test_overload_is_an_ordinary_answer(tmp_path: Path) -> None:
         assert server.request("/readyz").status == 200
 
 
+def test_requests_that_resemble_each_other_keep_their_own_ids_lengths_and_scores(patient: RunningServer) -> None:
+    """Over one connection as a proxy opens it, for callers with different headers, all of them at once."""
+    rows = {4.4: 0.0, 6.8: 1.0, 5.9: 2.0}
+    with connect(patient) as connection:
+        for number in range(60):
+            first, expected = list(rows.items())[number % 3]
+            body = json.dumps(
+                {"instances": [[first, 3.0, *((1.3, 0.2), (4.8, 1.4), (5.1, 1.8))[number % 3]]] * (1 + number % 4)}
+            )
+            caller = f"X-Forwarded-For: 10.0.0.{number}\r\n" + "Accept: */*\r\n" * (number % 2)
+            head = f"POST /v1/models/iris:predict HTTP/1.1\r\nHost: x\r\n{caller}X-Request-Id: id-{number}\r\n"
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert answer.getheader("X-Request-Id") == f"id-{number}"
+            assert json.loads(answer.read()) == {"predictions": [expected] * (1 + number % 4)}
+
+
 def test_five_hundred_idle_connections_leave_room(patient: RunningServer) -> None:
     idle = [connect(patient) for _ in range(500)]
     assert patient.request(PATH, ROW).json() == {"predictions": [1.0]}

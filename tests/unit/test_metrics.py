@@ -15,7 +15,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from service.batch import ModelIdentity, Observation, Stages
+from service.batch import ModelIdentity, Observation
 from service.edge import ROUTE_LABELS
 from service.machine import ControlGroup
 from service.metrics import (
@@ -43,15 +43,17 @@ def group() -> ControlGroup:
 
 def scored(status: int = 200, seconds: float = 0.0004, rows: int = 3) -> Observation:
     return Observation(
-        PREDICT,
-        "kserve_v1",
+        (PREDICT, "kserve_v1"),
         status,
         seconds,
-        rows=rows,
-        stages=Stages(0.0001, 0.0002, 0.00005),
         rejected="" if status == 200 else "invalid-input",
         request_bytes=100,
         response_bytes=20,
+        is_scoring=True,
+        rows=rows,
+        decode_seconds=0.0001,
+        predict_seconds=0.0002,
+        encode_seconds=0.00005,
     )
 
 
@@ -350,7 +352,7 @@ def is_counter(name: str) -> bool:
 
 RACE = """
 import os, sys
-from service.batch import ModelIdentity, Observation, Stages
+from service.batch import ModelIdentity, Observation
 from service.metrics import READY, Block, Recorder
 
 ROUTE, REQUESTS = ("/predict", "simple"), 300
@@ -363,7 +365,7 @@ def work(slot):
     recorder.write_model(ModelIdentity("iris", str(slot % 2), "d" * 64), 0.1)
     recorder.write_state(READY)
     for _ in range(REQUESTS):
-        recorder.observe(Observation(*ROUTE, 200, 0.001, rows=2, stages=Stages()))
+        recorder.observe(Observation(ROUTE, 200, 0.001, rows=2, is_scoring=True))
     os._exit(0)
 
 
