@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from service.edge import Call, Edge
 from service.errors import ServiceError
-from service.recurring import RecurringHeads
+from service.recurring import Accepted, RecurringHeads
 
 READ_BYTES = 256 * 1024
 
@@ -43,6 +43,18 @@ class Request:
         self.keep_alive = False
         self.error: ServiceError | None = None
 
+    @classmethod
+    def like(cls, accepted: Accepted, began: float, given_id: str | None, body: bytes) -> Request:
+        """A request with that head."""
+        request = cls(began, accepted.method, accepted.target, accepted.version)
+        request.headers, request.given_id, request.body = accepted.headers, given_id, body
+        request.keep_alive = True
+        return request
+
+
+# What an answer needs to know of its request.
+Line = Request | Accepted
+
 
 class Member(Protocol):
     """A connection as the door sees it: `http1.Connection`."""
@@ -56,7 +68,7 @@ class Member(Protocol):
 
     def unpark(self, request: Request) -> None: ...
 
-    def send_scored(self, request: Request, call: Call) -> bool: ...
+    def send_scored(self, line: Line, call: Call) -> bool: ...
 
 
 class Door:
@@ -80,7 +92,7 @@ class Door:
         # Scoring requests that came while the model was loading: they wait for it.
         self.parked: list[tuple[Member, Request]] = []
         # Calls of this turn of the loop, and how many rows they have: they are scored together when it ends.
-        self.batch: list[tuple[Member, Request, Call]] = []
+        self.batch: list[tuple[Member, Line, Call]] = []
         self.batch_rows = 0
         # How many sockets became ready in this turn; set by the loop's selector.
         self.ready_sockets = 0
@@ -115,7 +127,7 @@ class Door:
         if not batch:
             return
         self.edge.finish_together([call for _, _, call in batch])
-        sent = [call for connection, request, call in batch if connection.send_scored(request, call)]
+        sent = [call for connection, line, call in batch if connection.send_scored(line, call)]
         ended = perf_counter()
         self.recorder.observe(*[self.edge.close(call, ended) for call in sent])
 

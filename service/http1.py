@@ -24,7 +24,7 @@ from typing import Any, cast
 import httptools
 
 from service.batch import Incoming, Observation, Outgoing
-from service.door import Door, Request
+from service.door import Door, Line, Request
 from service.edge import PROBES, UNMATCHED, Call, server_timing
 from service.errors import (
     ExpectationFailedError,
@@ -45,7 +45,7 @@ from service.head import (
     verify_head_size,
 )
 from service.recurring import Accepted
-from service.wire import wire_of
+from service.wire import Route, wire_of
 from service.wsgi import Address, Answer, run_wsgi
 
 # A body of 16 MiB in chunks of 4 KiB; one-byte chunks cost six bytes of framing and a callback each.
@@ -191,13 +191,16 @@ class Connection(asyncio.BufferedProtocol):
         length = int(head["length"])
         if end + length != len(data) or end > MAX_HEAD_BYTES or length > self._door.max_body_bytes:
             return False
-        request = Request(self._began, accepted.method, accepted.target, accepted.version)
-        request.headers = accepted.headers
-        request.given_id = None if head.re.groups == 1 else head["id"].strip().decode("ascii")
-        request.body = bytes(data[end:])
-        request.keep_alive = True
+        given_id = None if head.re.groups == 1 else head["id"].strip().decode("ascii")
+        body = bytes(data[end:])
         self._since = self._began
-        self._take(request)
+        if self._is_busy or self._is_paused:
+            self._take(Request.like(accepted, self._began, given_id, body))
+        else:
+            path = accepted.path
+            edge = self._edge
+            incoming = Incoming(accepted.method, path, accepted.headers, body, edge.request_id(given_id))
+            self._score(edge.routes[path], incoming, accepted, self._began)
         if self._out:
             self._flush()
         return True
@@ -209,7 +212,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         path = request.target.partition("?")[0]
         if path in self._edge.routes:
-            accepted = Accepted(request.method, request.target, request.version, request.headers)
+            accepted = Accepted(request.method, request.target, path, request.version, request.headers)
             self._door.recurring.learn(bytes(data), len(request.raw_headers), accepted)
 
     def _bound_overhead(self, fed: int, body_bytes: int) -> None:
@@ -335,7 +338,9 @@ class Connection(asyncio.BufferedProtocol):
         path = target if "?" not in target else target.partition("?")[0]
         route = self._edge.routes.get(path)
         if route is not None and request.method == route.method:
-            self._score(route, path, request)
+            request_id = self._edge.request_id(request.given_id)
+            incoming = Incoming(request.method, path, request.headers, request.body, request_id)
+            self._score(route, incoming, request, request.began)
         elif path in PROBES and request.method == "GET":
             self._probe(path, request)
         elif self._edge.scorer is None and request.method == "POST":
@@ -350,65 +355,62 @@ class Connection(asyncio.BufferedProtocol):
             self._answer(request)
             self._go_on()
 
-    def _score(self, route: Any, path: str, request: Request) -> None:
+    def _score(self, route: Route, incoming: Incoming, line: Line, began: float) -> None:
         edge = self._edge
-        headers = request.headers
-        incoming = Incoming(request.method, path, headers, request.body, edge.request_id(request.given_id))
-        call = edge.begin(route, incoming, request.began)
+        call = edge.begin(route, incoming, began)
         if call.batch is None:
-            self._send_call(request, call)
+            self._send_call(line, call)
             return
-        if len(call.batch.values) <= edge.loop_rows:
-            self._score_soon(request, call, len(call.batch.values))
+        rows = len(call.batch.values)
+        if rows <= edge.loop_rows:
+            self._score_soon(line, call, rows)
             return
         self._is_busy = True
         self._door.recorder.add_in_flight(1)
-        self._when_done(
-            self._door.scoring_pool.submit(edge.finish, call), lambda done: self._scored(request, call, done)
-        )
+        self._when_done(self._door.scoring_pool.submit(edge.finish, call), lambda done: self._scored(line, call, done))
 
-    def _score_soon(self, request: Request, call: Call, rows: int) -> None:
+    def _score_soon(self, line: Line, call: Call, rows: int) -> None:
         """On the loop: with the others of this turn, if there may be others."""
         door = self._door
         if door.ready_sockets == 1:
-            self._send_call(request, self._edge.finish(call))
+            self._send_call(line, self._edge.finish(call))
             return
         if door.batch_rows + rows > self._edge.loop_rows:
             door.score_batch()
         if not door.batch:
             self._loop.call_soon(door.score_batch)
         self._is_busy = True
-        door.batch.append((self, request, call))
+        door.batch.append((self, line, call))
         door.batch_rows += rows
 
-    def send_scored(self, request: Request, call: Call) -> bool:
+    def send_scored(self, line: Line, call: Call) -> bool:
         """The answer to a call of the batch, and to what waits behind it; whether anybody is there to read it."""
         self._is_busy = False
         if self._transport.is_closing():
             return False
-        self._pack(request, call)
+        self._pack(line, call)
         if self._waiting:
             self._go_on()
         else:
             self._flush()
         return True
 
-    def _scored(self, request: Request, call: Call, done: Future[Call]) -> None:
+    def _scored(self, line: Line, call: Call, done: Future[Call]) -> None:
         self._door.recorder.add_in_flight(-1)
         done.result()
         self._is_busy = False
-        self._send_call(request, call)
+        self._send_call(line, call)
         self._go_on()
 
-    def _send_call(self, request: Request, call: Call) -> None:
-        self._pack(request, call)
+    def _send_call(self, line: Line, call: Call) -> None:
+        self._pack(line, call)
         self._door.recorder.observe(self._edge.close(call, perf_counter()))
 
-    def _pack(self, request: Request, call: Call) -> None:
+    def _pack(self, line: Line, call: Call) -> None:
         outgoing = call.outgoing
         if outgoing is None:
             raise RuntimeError("a call without an answer")
-        self._send(request, outgoing, call.incoming.request_id, server_timing(call.seen))
+        self._send(line, outgoing, call.incoming.request_id, server_timing(call.seen))
 
     def _probe(self, path: str, request: Request) -> None:
         self._send_and_count(request, self._edge.probe(path), path)
@@ -432,21 +434,21 @@ class Connection(asyncio.BufferedProtocol):
         self._door.recorder.observe(seen)
         edge.log_request(seen, request_id)
 
-    def _send(self, request: Request, outgoing: Outgoing, request_id: str, timing: str) -> None:
+    def _send(self, line: Line, outgoing: Outgoing, request_id: str, timing: str) -> None:
         extra = "" if not outgoing.headers else "".join(f"{name}: {value}\r\n" for name, value in outgoing.headers)
         body = outgoing.body
         head = (
             f"{self._door.heads[outgoing.status]}Content-Type: {outgoing.content_type}\r\n"
             f"Content-Length: {len(body)}\r\nX-Request-Id: {request_id}\r\nServer-Timing: {timing}\r\n"
-            f"{extra}{self._connection_header(request)}\r\n"
+            f"{extra}{self._connection_header(line)}\r\n"
         )
         self._out.append(head.encode("latin-1") + body)
 
-    def _connection_header(self, request: Request) -> str:
-        if self._door.is_draining or not request.keep_alive or (self._is_ended and not self._waiting):
+    def _connection_header(self, line: Line) -> str:
+        if self._door.is_draining or not line.keep_alive or (self._is_ended and not self._waiting):
             self._is_closing = True
             return "Connection: close\r\n"
-        return "Connection: keep-alive\r\n" if request.version == "1.0" else ""
+        return "Connection: keep-alive\r\n" if line.version == "1.0" else ""
 
     def _run_flask(self, request: Request) -> None:
         door = self._door

@@ -10,7 +10,7 @@ makes it another head, which is llhttp's to judge.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.head import READ_HEADERS
 
@@ -35,12 +35,15 @@ LINE_END = b"\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What was found out about a head: method, target, version, and the headers that are read, by lower-case name."""
+    """What was found out about a head after which the connection goes on: its target and the path in it, and the headers
+    that are read, by lower-case name."""
 
     method: str
     target: str
+    path: str
     version: str
     headers: dict[str, str]
+    keep_alive: bool = True
 
 
 class RecurringHead:
@@ -58,7 +61,7 @@ class RecurringHead:
         self.match = re.compile(LINE_END.join((*pattern, LINE_END))).match
         # The values in its own gaps are not those of the next.
         kept = {name: value for name, value in accepted.headers.items() if name.encode() not in VALUES}
-        self.accepted = Accepted(accepted.method, accepted.target, accepted.version, kept)
+        self.accepted = replace(accepted, headers=kept)
 
     def gaps_for(self, lines: list[bytes]) -> set[int] | None:
         """The gaps that this head must have for these lines to be the same; None if they never are."""

@@ -72,7 +72,8 @@ class Judge:
 
     @property
     def accepted(self) -> Accepted:
-        return Accepted(self.method.decode(), self.target.decode(), self.parser.get_http_version(), self.known)
+        target = self.target.decode()
+        return Accepted(self.method.decode(), target, target, self.parser.get_http_version(), self.known)
 
 
 def learn(heads: RecurringHeads, data: bytes) -> None:
@@ -110,7 +111,7 @@ def test_the_next_request_has_its_own_length_id_trace_and_token() -> None:
     match, accepted = heads.find(memoryview(data)) or pytest.fail("not recognized")
     assert (int(match["length"]), match["id"].strip(), data[match.end() :]) == (6, b"another-id", b"[1, 2]")
     assert accepted == Accepted(
-        "POST", "/predict", "1.1", {"host": "scorer.example", "content-type": "application/json"}
+        "POST", "/predict", "/predict", "1.1", {"host": "scorer.example", "content-type": "application/json"}
     )
 
 
