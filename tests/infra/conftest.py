@@ -78,12 +78,12 @@ def _body(template: str) -> str:
 
 
 class Stack:
-    """One stack in moto, by its template's name."""
+    """One stack in moto, called as its template is unless it has a name of its own."""
 
-    def __init__(self, aws: Clients, template: str, parameters: dict[str, str]) -> None:
+    def __init__(self, aws: Clients, template: str, parameters: dict[str, str], name: str | None = None) -> None:
         self.cloudformation = aws("cloudformation")
         self.template = template
-        self.name = Path(template).stem
+        self.name = name or Path(template).stem
         self._apply(self.cloudformation.create_stack, parameters)
 
     def _apply(self, call: Any, parameters: dict[str, str]) -> None:
@@ -125,5 +125,5 @@ Deploy = Callable[..., Stack]
 @pytest.fixture
 def deploy(aws: Clients, endpoint: str) -> Iterator[Deploy]:
     """Makes stacks; afterwards this AWS is empty again, also of what outlives its stack."""
-    yield lambda template, **parameters: Stack(aws, template, parameters)
+    yield lambda template, name=None, **parameters: Stack(aws, template, parameters, name)
     urlopen(Request(f"{endpoint}/moto-api/reset", method="POST")).close()

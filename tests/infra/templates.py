@@ -20,7 +20,7 @@ REGION = "eu-central-1"
 TEMPLATES = sorted(str(path.relative_to(INFRA)) for path in INFRA.rglob("*.yaml") if path.parent.name != "eksctl")
 # The parameters without a default.
 GITHUB = {"Owner": "acme", "OwnerId": "4711", "Repository": "scoring", "RepositoryId": "815"}
-IDENTITIES = {"ModelBucket": "models.example"}
+IDENTITIES = {"Environment": "dev", "ModelBucket": "models.example"}
 PSEUDO = {"AWS::AccountId": ACCOUNT, "AWS::Region": REGION, "AWS::Partition": "aws"}
 NOTHING = object()
 
@@ -64,8 +64,10 @@ class Template:
             return value.split(",")
         return value
 
-    def substitute(self, text: str) -> str:
-        return re.sub(r"\$\{([^}]+)\}", lambda found: str(self.value(found[1])), text)
+    def substitute(self, given: Any) -> str:
+        """Of a text, or of a text with names of its own."""
+        text, own = (given[0], self.resolve(given[1])) if isinstance(given, list) else (given, {})
+        return re.sub(r"\$\{([^}]+)\}", lambda found: str(own.get(found[1], self.value(found[1]))), text)
 
     def choose(self, arguments: list[Any]) -> Any:
         name, yes, no = arguments
@@ -75,7 +77,7 @@ class Template:
 FUNCTIONS = {
     "Ref": lambda template, name: template.value(name),
     "Fn::GetAtt": lambda template, path: ".".join(path) if isinstance(path, list) else path,
-    "Fn::Sub": lambda template, text: template.substitute(text),
+    "Fn::Sub": lambda template, given: template.substitute(given),
     "Fn::If": lambda template, arguments: template.choose(arguments),
     "Fn::Equals": lambda template, pair: template.resolve(pair[0]) == template.resolve(pair[1]),
     "Fn::Not": lambda template, one: not template.resolve(one[0]),

@@ -13,7 +13,8 @@ jsonschema = pytest.importorskip("jsonschema", reason="`make test-infra` install
 pytest.importorskip("cfnlint", reason="`make test-infra` installs what these tests need")
 yaml = pytest.importorskip("yaml")
 
-from tests.infra.templates import INFRA, properties  # noqa: E402, after the skips
+from tests.infra.policies import allows  # noqa: E402, after the skips
+from tests.infra.templates import ACCOUNT, INFRA, REGION, ROOT, properties  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +51,71 @@ def test_eksctl_refuses_a_misspelt_field(schema: Any, cluster: Any) -> None:
     assert faults(schema, cluster | {"managedNodegroups": []})
 
 
-@pytest.mark.parametrize("role", ["Models", "Secrets"])
-def test_an_association_names_the_role_and_account_that_the_role_names(cluster: Any, role: str) -> None:
+def by_role(cluster: Any) -> dict[str, Any]:
+    found = cluster["iam"]["podIdentityAssociations"]
+    return {entry["roleARN"].partition(":role/")[2]: entry for entry in found if "roleARN" in entry}
+
+
+def environments() -> list[str]:
+    return sorted(path.parent.name for path in ROOT.glob("argocd/environments/*/values.yaml"))
+
+
+@pytest.mark.parametrize("environment", [*environments(), None])
+def test_an_association_names_the_role_and_account_that_the_role_names(cluster: Any, environment: str | None) -> None:
     """One that does not match fails only when the pod asks for a model."""
-    found = properties("cloudformation/identities.yaml", role, ModelBucket="models.example")
-    [condition] = [statement["Condition"] for statement in found["AssumeRolePolicyDocument"]["Statement"]]
-    tags = condition["StringEquals"]
-    associations = {
-        entry.get("roleARN", "").rsplit("/", 1)[-1]: entry for entry in cluster["iam"]["podIdentityAssociations"]
-    }
-    association = associations[found["RoleName"]]
+    name = cluster["metadata"]["name"]
+    found = (
+        models_role(environment, ClusterName=name)
+        if environment
+        else properties("cloudformation/operator.yaml", "Operator", ClusterName=name)
+    )
+    [statement] = found["AssumeRolePolicyDocument"]["Statement"]
+    tags = statement["Condition"]["StringEquals"]
+    association = by_role(cluster)[found["RoleName"]]
     assert association["namespace"] == tags["aws:RequestTag/kubernetes-namespace"]
     assert association["serviceAccountName"] == tags["aws:RequestTag/kubernetes-service-account"]
-    assert tags["aws:RequestTag/eks-cluster-arn"].endswith(f":cluster/{cluster['metadata']['name']}")
+    assert tags["aws:RequestTag/eks-cluster-arn"].endswith(f":cluster/{name}")
+
+
+def test_every_environment_has_its_association_and_nobody_else_reads_models(cluster: Any) -> None:
+    roles = {name for name in by_role(cluster) if name.startswith("xgboost-server-")}
+    assert roles == {f"xgboost-server-models-{environment}" for environment in environments()}
+
+
+def models_role(environment: str, **parameters: str) -> dict[str, Any]:
+    bucket = f"xgboost-server-models-{ACCOUNT}-{REGION}"
+    return properties(
+        "cloudformation/identities.yaml", "Models", Environment=environment, ModelBucket=bucket, **parameters
+    )
+
+
+@pytest.mark.parametrize("environment", environments())
+def test_an_environment_of_argo_cd_may_read_its_model_and_is_in_the_namespace_of_its_role(environment: str) -> None:
+    role = models_role(environment)
+    values = yaml.safe_load((ROOT / f"argocd/environments/{environment}/values.yaml").read_text(encoding="utf-8"))
+    policy = role["Policies"][0]["PolicyDocument"]
+    for other in environments():
+        reads = values["model"]["uri"].replace(f"/{environment}/", f"/{other}/").replace("s3://", "arn:aws:s3:::")
+        assert allows(policy, "s3:GetObject", reads) is (other == environment)
+    tags = role["AssumeRolePolicyDocument"]["Statement"][0]["Condition"]["StringEquals"]
+    assert tags["aws:RequestTag/kubernetes-namespace"] == namespace_in_argo_cd(environment)
+    assert tags["aws:RequestTag/kubernetes-service-account"] == values["serviceAccount"]["name"]
+
+
+def namespace_in_argo_cd(environment: str) -> str:
+    """As the ApplicationSet makes it, checked against the namespaces of its project."""
+    files = (ROOT / "argocd/apps").glob("*.yaml")
+    objects = {
+        found["kind"] + found["metadata"]["name"]: found
+        for file in files
+        for found in yaml.safe_load_all(file.read_text())
+    }
+    template = objects["ApplicationSetscoring"]["spec"]["template"]["spec"]["destination"]["namespace"]
+    name = "{{ .folder.path.basename }}"
+    assert template == f'scoring{{{{ if ne .folder.path.basename "prod" }}}}-{name}{{{{ end }}}}'
+    namespace = "scoring" if environment == "prod" else f"scoring-{environment}"
+    assert namespace in {entry["namespace"] for entry in objects["AppProjectscoring"]["spec"]["destinations"]}
+    return namespace
 
 
 def test_nodes_are_private_and_pods_have_no_role_but_their_own(cluster: Any) -> None:

@@ -37,6 +37,7 @@ IMAGE = f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/xgboost-server"
 CHART = f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/charts/xgboost-server"
 CLUSTER = f"arn:aws:eks:{REGION}:{ACCOUNT}:cluster/scoring"
 MODELS = "arn:aws:s3:::models.example"
+SECRETS = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret"
 # Actions that take no resource; each says so beside it in its template.
 WITHOUT_RESOURCE = {
     "ecr:GetAuthorizationToken",
@@ -170,61 +171,134 @@ def pod(namespace: str, account: str, cluster: str = CLUSTER) -> dict[str, str]:
     }
 
 
+ENVIRONMENTS = {"dev": "scoring-dev", "staging": "scoring-staging", "prod": "scoring"}
+
+
+def identities(deploy: Deploy) -> None:
+    """The stacks of all environments."""
+    for environment in ENVIRONMENTS:
+        given = IDENTITIES | {"Environment": environment}
+        deploy("cloudformation/identities.yaml", name=f"identities-{environment}", **given)
+
+
 @pytest.mark.parametrize(
-    ("name", "context", "trusted"),
+    ("environment", "context", "trusted"),
     [
-        ("xgboost-server-models", pod("scoring", "xgboost-server"), True),
-        ("xgboost-server-models", pod("scoring", "default"), False),
-        ("xgboost-server-models", pod("default", "xgboost-server"), False),
-        ("xgboost-server-models", pod("scoring", "xgboost-server", f"{CLUSTER}-2"), False),
-        ("xgboost-server-models", {}, False),
-        ("xgboost-server-secrets", pod("external-secrets", "external-secrets"), True),
-        ("xgboost-server-secrets", pod("scoring", "xgboost-server"), False),
+        *[(of, pod(ENVIRONMENTS[at], "xgboost-server"), of == at) for of in ENVIRONMENTS for at in ENVIRONMENTS],
+        ("prod", pod("scoring", "default"), False),
+        ("prod", pod("default", "xgboost-server"), False),
+        ("prod", pod("scoring-prod", "xgboost-server"), False),
+        ("prod", pod("scoring", "xgboost-server", f"{CLUSTER}-2"), False),
+        ("dev", pod("scoring-dev-2", "xgboost-server"), False),
+        ("dev", pod("external-secrets", "external-secrets"), False),
+        ("dev", {}, False),
     ],
 )
-def test_a_role_is_for_one_service_account_of_one_cluster(
-    aws: Clients, deploy: Deploy, name: str, context: dict[str, str], trusted: bool
+def test_a_role_for_models_is_for_one_service_account_of_its_environments_namespace(
+    aws: Clients, deploy: Deploy, environment: str, context: dict[str, str], trusted: bool
 ) -> None:
-    deploy("cloudformation/identities.yaml", **IDENTITIES)
-    [statement] = role(aws, name)[0]["Statement"]
+    identities(deploy)
+    [statement] = role(aws, f"xgboost-server-models-{environment}")[0]["Statement"]
     assert statement["Principal"] == {"Service": "pods.eks.amazonaws.com"}
     assert statement["Action"] == ["sts:AssumeRole", "sts:TagSession"]
     assert holds(statement["Condition"], context) is trusted
 
 
+def test_an_environment_may_be_in_a_namespace_and_a_cluster_of_its_own(aws: Clients, deploy: Deploy) -> None:
+    deploy("cloudformation/identities.yaml", **IDENTITIES, Namespace="team-a", ClusterName="scoring-2")
+    [statement] = role(aws, "xgboost-server-models-dev")[0]["Statement"]
+    assert holds(statement["Condition"], pod("team-a", "xgboost-server", f"{CLUSTER}-2"))
+    assert not holds(statement["Condition"], pod("scoring-dev", "xgboost-server", f"{CLUSTER}-2"))
+    [statement] = role(aws, "xgboost-server-secrets-dev")[0]["Statement"]
+    assert statement["Principal"] == {"AWS": f"arn:aws:iam::{ACCOUNT}:role/scoring-2-external-secrets"}
+    assert holds(statement["Condition"], {"aws:RequestTag/esoNamespace": "team-a"})
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
 @pytest.mark.parametrize(
     ("action", "resource", "context", "allowed"),
     [
-        ("s3:GetObject", f"{MODELS}/models/churn/7/model.ubj", {}, True),
-        ("s3:ListBucket", MODELS, {"s3:prefix": "models/churn/"}, True),
-        ("s3:ListBucket", MODELS, {"s3:prefix": "payroll/"}, False),
+        ("s3:GetObject", f"{MODELS}/models/OWN/churn/7/model.ubj", {}, True),
+        ("s3:ListBucket", MODELS, {"s3:prefix": "models/OWN/churn/"}, True),
+        ("s3:ListBucket", MODELS, {"s3:prefix": "models/"}, False),
+        ("s3:ListBucket", MODELS, {"s3:prefix": "models/OTHER/churn/"}, False),
         ("s3:ListBucket", MODELS, {}, False),
+        ("s3:GetObject", f"{MODELS}/models/OTHER/churn/7/model.ubj", {}, False),
+        ("s3:GetObject", f"{MODELS}/models/OWN-2/churn/7/model.ubj", {}, False),
         ("s3:GetObject", f"{MODELS}/payroll/7/model.ubj", {}, False),
-        ("s3:GetObject", f"{MODELS}-2/models/churn/7/model.ubj", {}, False),
-        ("s3:PutObject", f"{MODELS}/models/churn/7/model.ubj", {}, False),
-        ("s3:DeleteObject", f"{MODELS}/models/churn/7/model.ubj", {}, False),
-        (
-            "secretsmanager:GetSecretValue",
-            f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:xgboost-server/a-1",
-            {},
-            False,
-        ),
+        ("s3:GetObject", f"{MODELS}-2/models/OWN/churn/7/model.ubj", {}, False),
+        ("s3:PutObject", f"{MODELS}/models/OWN/churn/7/model.ubj", {}, False),
+        ("s3:DeleteObject", f"{MODELS}/models/OWN/churn/7/model.ubj", {}, False),
+        ("secretsmanager:GetSecretValue", f"{SECRETS}:xgboost-server/OWN/a-1", {}, False),
     ],
 )
-def test_a_scoring_pod_reads_models_and_nothing_else(
-    aws: Clients, deploy: Deploy, action: str, resource: str, context: dict[str, str], allowed: bool
+def test_a_scoring_pod_reads_models_of_its_environment_and_nothing_else(
+    aws: Clients, deploy: Deploy, environment: str, action: str, resource: str, context: dict[str, str], allowed: bool
 ) -> None:
-    deploy("cloudformation/identities.yaml", **IDENTITIES)
-    assert allows(role(aws, "xgboost-server-models")[1], action, resource, context=context) is allowed
+    identities(deploy)
+    policy = role(aws, f"xgboost-server-models-{environment}")[1]
+    for other in ENVIRONMENTS.keys() - {environment}:
+        names = {"OWN": environment, "OTHER": other}
+        asked = {key: replaced(value, names) for key, value in context.items()}
+        assert allows(policy, action, replaced(resource, names), context=asked) is allowed
 
 
-def test_the_secrets_operator_reads_our_secrets_and_no_others(aws: Clients, deploy: Deploy) -> None:
-    deploy("cloudformation/identities.yaml", **IDENTITIES)
-    policy = role(aws, "xgboost-server-secrets")[1]
-    secrets = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret"
-    assert allows(policy, "secretsmanager:GetSecretValue", f"{secrets}:xgboost-server/callers-AbCdEf")
-    assert not allows(policy, "secretsmanager:GetSecretValue", f"{secrets}:payroll-AbCdEf")
-    assert not allows(policy, "secretsmanager:PutSecretValue", f"{secrets}:xgboost-server/callers-AbCdEf")
+def replaced(text: str, names: dict[str, str]) -> str:
+    for name, value in names.items():
+        text = text.replace(name, value)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("prefix", "others"), [("", False), ("models/dev/", False), ("models/", True), ("models/staging/", False)]
+)
+def test_dev_reads_models_of_prod_only_where_somebody_asked_for_it(
+    aws: Clients, deploy: Deploy, prefix: str, others: bool
+) -> None:
+    deploy("cloudformation/identities.yaml", **IDENTITIES, ModelPrefix=prefix)
+    policy = role(aws, "xgboost-server-models-dev")[1]
+    assert allows(policy, "s3:GetObject", f"{MODELS}/models/prod/churn/7/model.ubj") is others
+    assert allows(policy, "s3:ListBucket", MODELS, context={"s3:prefix": "models/prod/churn/"}) is others
+
+
+@pytest.mark.parametrize(
+    ("context", "trusted"),
+    [
+        (pod("external-secrets", "external-secrets"), True),
+        (pod("scoring", "xgboost-server"), False),
+        (pod("external-secrets", "default"), False),
+        (pod("external-secrets", "external-secrets", f"{CLUSTER}-2"), False),
+        ({}, False),
+    ],
+)
+def test_the_secrets_operator_has_a_role_that_may_do_nothing(
+    aws: Clients, deploy: Deploy, context: dict[str, str], trusted: bool
+) -> None:
+    deploy("cloudformation/operator.yaml")
+    trust, policy = role(aws, "scoring-external-secrets")
+    assert holds(trust["Statement"][0]["Condition"], context) is trusted
+    assert policy["Statement"] == []
+    assert aws("iam").list_attached_role_policies(RoleName="scoring-external-secrets")["AttachedPolicies"] == []
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_secrets_of_an_environment_are_for_the_operator_and_for_its_namespace(
+    aws: Clients, deploy: Deploy, environment: str
+) -> None:
+    identities(deploy)
+    deploy("cloudformation/operator.yaml")
+    trust, policy = role(aws, f"xgboost-server-secrets-{environment}")
+    [statement] = trust["Statement"]
+    assert statement["Principal"] == {"AWS": aws("iam").get_role(RoleName="scoring-external-secrets")["Role"]["Arn"]}
+    assert statement["Action"] == ["sts:AssumeRole", "sts:TagSession"]
+    for other, namespace in ENVIRONMENTS.items():
+        assert holds(statement["Condition"], {"aws:RequestTag/esoNamespace": namespace}) is (other == environment)
+        secret = f"{SECRETS}:xgboost-server/{other}/callers-AbCdEf"
+        assert allows(policy, "secretsmanager:GetSecretValue", secret) is (other == environment)
+        assert not allows(policy, "secretsmanager:PutSecretValue", secret)
+    assert not holds(statement["Condition"], {})
+    assert not allows(policy, "secretsmanager:GetSecretValue", f"{SECRETS}:payroll-AbCdEf")
+    assert not allows(policy, "s3:GetObject", f"{MODELS}/models/{environment}/churn/7/model.ubj")
 
 
 def test_the_bucket_refuses_whoever_comes_without_tls(aws: Clients, deploy: Deploy) -> None:
@@ -275,10 +349,19 @@ def test_a_caller_gets_short_tokens_for_the_scoring_endpoint_alone(context: dict
         ("cloudformation/github.yaml", "OwnerId", "", False),
         ("cloudformation/github.yaml", "Environment", "*", False),
         ("cloudformation/identities.yaml", "ModelPrefix", "models/", True),
-        ("cloudformation/identities.yaml", "ModelPrefix", "", False),
+        ("cloudformation/identities.yaml", "ModelPrefix", "", True),  # the environment's own, see above
+        ("cloudformation/identities.yaml", "ModelPrefix", "/", False),
         ("cloudformation/identities.yaml", "ModelPrefix", "models", False),
+        ("cloudformation/identities.yaml", "ModelPrefix", "*/", False),
         ("cloudformation/identities.yaml", "SecretPrefix", "*", False),
         ("cloudformation/identities.yaml", "ModelBucket", "*", False),
+        ("cloudformation/identities.yaml", "Environment", "dev", True),
+        ("cloudformation/identities.yaml", "Environment", "", False),
+        ("cloudformation/identities.yaml", "Environment", "*", False),
+        ("cloudformation/identities.yaml", "Environment", "dev/..", False),
+        ("cloudformation/identities.yaml", "Namespace", "*", False),
+        ("cloudformation/identities.yaml", "ClusterName", "*", False),
+        ("cloudformation/operator.yaml", "ClusterName", "*", False),
         ("caller/endpoint.yaml", "Audience", "*", False),
     ],
 )
@@ -299,16 +382,18 @@ def test_the_endpoint_service_is_for_listed_principals_after_acceptance() -> Non
     assert service == {"AcceptanceRequired": "true", "NetworkLoadBalancerArns": ["arn"]}
 
 
-def test_s3_itself_lets_the_models_role_read_and_not_write(aws: Clients, endpoint: str, deploy: Deploy) -> None:
+def test_s3_itself_lets_the_models_role_read_its_environment_and_not_write(
+    aws: Clients, endpoint: str, deploy: Deploy
+) -> None:
     """moto's own evaluation, for once. It knows no keys of a request, so that ListBucket with its prefix is not tried here."""
     bucket = deploy("cloudformation/models.yaml").outputs["BucketName"]
-    deploy("cloudformation/identities.yaml", ModelBucket=bucket)
-    for key in ("models/churn/7/model.ubj", "payroll/7/model.ubj"):
+    deploy("cloudformation/identities.yaml", **IDENTITIES | {"ModelBucket": bucket})
+    for key in ("models/dev/churn/7/model.ubj", "models/prod/churn/7/model.ubj"):
         aws("s3").put_object(Bucket=bucket, Key=key, Body=b"trees")
     # The same policy once more, as JSON: moto cannot read its own form of it (see read_document).
-    document = json.dumps(role(aws, "xgboost-server-models")[1] | {"Version": "2012-10-17"})
-    aws("iam").put_role_policy(RoleName="xgboost-server-models", PolicyName="read-models", PolicyDocument=document)
-    arn = f"arn:aws:iam::{ACCOUNT}:role/xgboost-server-models"
+    document = json.dumps(role(aws, "xgboost-server-models-dev")[1] | {"Version": "2012-10-17"})
+    aws("iam").put_role_policy(RoleName="xgboost-server-models-dev", PolicyName="read-models", PolicyDocument=document)
+    arn = f"arn:aws:iam::{ACCOUNT}:role/xgboost-server-models-dev"
     session = aws("sts").assume_role(RoleArn=arn, RoleSessionName="pod")["Credentials"]
     s3 = boto3.client(
         "s3",
@@ -319,11 +404,11 @@ def test_s3_itself_lets_the_models_role_read_and_not_write(aws: Clients, endpoin
         aws_session_token=session["SessionToken"],
     )
     with enforced(endpoint):
-        assert s3.get_object(Bucket=bucket, Key="models/churn/7/model.ubj")["Body"].read() == b"trees"
+        assert s3.get_object(Bucket=bucket, Key="models/dev/churn/7/model.ubj")["Body"].read() == b"trees"
         for call in (
-            lambda: s3.get_object(Bucket=bucket, Key="payroll/7/model.ubj"),
-            lambda: s3.put_object(Bucket=bucket, Key="models/churn/7/model.ubj", Body=b"others"),
-            lambda: s3.delete_object(Bucket=bucket, Key="models/churn/7/model.ubj"),
+            lambda: s3.get_object(Bucket=bucket, Key="models/prod/churn/7/model.ubj"),
+            lambda: s3.put_object(Bucket=bucket, Key="models/dev/churn/7/model.ubj", Body=b"others"),
+            lambda: s3.delete_object(Bucket=bucket, Key="models/dev/churn/7/model.ubj"),
             lambda: s3.list_buckets(),
         ):
             with pytest.raises(s3.exceptions.ClientError, match="AccessDenied"):

@@ -91,6 +91,7 @@ def test_cfn_lint_would_have(tmp_path: Path) -> None:
         ("cloudformation/github.yaml", GITHUB, {**GITHUB, "PublicRepository": "acme/scoring"}),
         ("cloudformation/models.yaml", {}, {}),
         ("cloudformation/identities.yaml", IDENTITIES, {**IDENTITIES, "ModelPrefix": "churn/"}),
+        ("cloudformation/operator.yaml", {}, {"ClusterName": "scoring-2"}),
         ("cloudformation/bastion.yaml", "of_bastion", {"AccessPolicy": "AmazonEKSViewPolicy"}),
         ("cloudformation/privatelink.yaml", PRIVATELINK, {**PRIVATELINK, "AcceptanceRequired": "false"}),
         ("caller/endpoint.yaml", "of_caller", {"Audience": "other"}),
@@ -122,9 +123,29 @@ def test_every_template_is_tried() -> None:
         "cloudformation/github.yaml",
         "cloudformation/identities.yaml",
         "cloudformation/models.yaml",
+        "cloudformation/operator.yaml",
         "cloudformation/privatelink.yaml",
         "cloudformation/registry.yaml",
     ]
+
+
+def test_the_stacks_of_three_environments_live_side_by_side(aws: Clients, deploy: Deploy) -> None:
+    """The roles' names carry the environment: IAM has one of each name in an account."""
+    stacks = {
+        environment: deploy(
+            "cloudformation/identities.yaml",
+            name=f"identities-{environment}",
+            **IDENTITIES | {"Environment": environment},
+        )
+        for environment in ("dev", "staging", "prod")
+    }
+    for environment, stack in stacks.items():
+        assert stack.status == "CREATE_COMPLETE"
+        assert stack.outputs["ModelsUri"] == f"s3://models.example/models/{environment}/"
+    stacks["dev"].delete()
+    found = {role["RoleName"] for role in aws("iam").list_roles()["Roles"]}
+    assert found >= {f"xgboost-server-{what}-{of}" for what in ("models", "secrets") for of in ("staging", "prod")}
+    assert not [name for name in found if name.endswith("-dev")]
 
 
 def test_a_tag_is_written_once_but_for_signatures(aws: Clients, deploy: Deploy) -> None:
