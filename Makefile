@@ -35,22 +35,24 @@ serve: $(VENV)/.server ## Serve the example model on http://127.0.0.1:8000
 
 # Without Helm, which is built here, the chart's tests are skipped and say so; `make test-chart` insists.
 test: $(VENV)/.test ## Install what the tests need and run them
-	@tests/chart/tools.sh $(TOOLS) $(BIN)/python || echo "no tools for the chart: its tests are skipped"
+	@delivery/tools.sh $(TOOLS) $(CHART_TOOLS) || echo "no tools for the chart: its tests are skipped"
 	$(BIN)/python -m pytest
 
 TOOLS := .tools
+# What the chart's tests need of delivery/tools.sh.
+CHART_TOOLS := helm4 helm3 helm-docs prometheus
 
 test-chart: $(VENV)/.test ## Test the Helm chart; SCHEMAS names a folder of CRD schemas
-	tests/chart/tools.sh $(TOOLS) $(BIN)/python
+	$(call tools,$(CHART_TOOLS))
 	$(BIN)/python -m pytest tests/chart
 
 # LOAD_IMAGE: a command that puts the image in a file on the nodes. CLUSTER_IMAGE: one that is there already.
 test-cluster: $(VENV)/.test ## Test the chart on the cluster of KUBECONFIG; LOAD_IMAGE loads an image
-	tests/chart/tools.sh $(TOOLS) $(BIN)/python
+	$(call tools,$(CHART_TOOLS))
 	image=$${CLUSTER_IMAGE:-$$(tests/cluster/image.sh)} && CLUSTER_IMAGE=$$image $(BIN)/python -m pytest -v tests/cluster
 
 chart-golden: $(VENV)/.test ## Render the chart's golden files, README and list of settings anew
-	tests/chart/tools.sh $(TOOLS) $(BIN)/python
+	$(call tools,$(CHART_TOOLS))
 	$(BIN)/python -m tests.chart.rewrite
 
 IMAGE ?= localhost/xgboost-server:test

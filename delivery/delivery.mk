@@ -1,5 +1,4 @@
 # What the workflows run; each verb runs on a developer's machine too. docs/delivery.md says what they need.
-TOOLS ?= .tools
 DELIVERY := .venv-delivery
 ENVIRONMENTS := argocd/environments
 REGISTRY ?=
@@ -99,7 +98,7 @@ values-review: $(DELIVERY)/.installed ## Say in words what changed in argocd/ si
 
 # LOAD_IMAGE: a command that puts the image in a file on the nodes. GITOPS_REPOSITORY: see tests/gitops/test_gitops.py.
 test-gitops: $(VENV)/.test ## Test argocd/ in the Argo CD of the cluster that KUBECONFIG names; LOAD_IMAGE loads images
-	tests/chart/tools.sh $(TOOLS) $(BIN)/python
+	$(call tools,$(CHART_TOOLS))
 	$(BIN)/python -m pytest -v -s tests/gitops
 
 pull-request: ## Open a pull request with what deploy or promote changed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -77,6 +78,30 @@ def test_an_unknown_tool_is_not_built(tmp_path: Path) -> None:
     refused = run("tools.sh", str(tmp_path), "make-me")
     assert refused.returncode == 1
     assert "no such tool: make-me" in refused.stderr
+
+
+def test_programs_are_built_in_one_place_so_that_each_has_one_version() -> None:
+    files = git(ROOT, "ls-files", "*.sh", "*.mk", "*.yml", "*.yaml", "Makefile", "Dockerfile").splitlines()
+    assert [name for name in files if re.search(r'\bgo"? install ', code_of(name))] == ["delivery/tools.sh"]
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def code_of(name: str) -> str:
+    return "\n".join(line for line in text_of(name).splitlines() if not line.lstrip().startswith("#"))
+
+
+def test_a_tool_that_is_there_is_not_built_again_and_needs_no_go(tmp_path: Path) -> None:
+    version = re.search(r"\[hey\]=\S+@(\S+)", text_of("delivery/tools.sh"))
+    assert version
+    built = tmp_path / f"hey-{version[1]}"
+    built.write_text("#!/bin/sh\n")
+    built.chmod(0o755)
+    done = run("tools.sh", str(tmp_path), "hey", PATH="/usr/bin:/bin")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "hey").resolve() == built
 
 
 def test_a_pull_request_pushes_one_branch_named_after_the_change(repository: Path, tmp_path: Path) -> None:
