@@ -7,7 +7,7 @@ DIGEST ?= $(shell cat build/digest 2>/dev/null)
 REVIEW ?= build/review.md
 
 .PHONY: lint-workflows links audit sbom load registry-login image-push image-scan image-sign chart-push scan-deployed \
-  deploy promote check-promotion values-review test-gitops pull-request comment kind-up kind-down
+  deploy promote check-promotion values-review test-gitops test-platform pull-request comment kind-up kind-down
 
 $(DELIVERY)/.installed: requirements/delivery.txt
 	$(PYTHON) -m venv $(DELIVERY)
@@ -95,6 +95,11 @@ values-review: $(DELIVERY)/.installed ## Say in words what changed in argocd/ si
 	$(call tools,helm3)
 	@HELM=$(abspath $(TOOLS))/helm3 $(DELIVERY)/bin/python -m delivery.review "$(or $(BASE),origin/main)" \
 	  --markdown "$(REVIEW)" --json "$(basename $(REVIEW)).json"
+
+test-platform: $(VENV)/.test ## Hold the values of the platform's add-ons to their charts (needs the internet)
+	$(call tools,helm4)
+	@delivery/charts.sh $(TOOLS)/helm4 build/charts argocd/platform/*.yaml argocd/optional/*.yaml
+	CHARTS=$(abspath build/charts) $(BIN)/python -m pytest tests/delivery/test_platform.py
 
 # LOAD_IMAGE: a command that puts the image in a file on the nodes. GITOPS_REPOSITORY: see tests/gitops/test_gitops.py.
 test-gitops: $(VENV)/.test ## Test argocd/ in the Argo CD of the cluster that KUBECONFIG names; LOAD_IMAGE loads images

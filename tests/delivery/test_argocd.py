@@ -147,7 +147,10 @@ def test_an_add_on_has_a_fixed_version_from_a_source_and_into_a_namespace_of_its
 def test_add_ons_have_the_versions_that_the_tests_cluster_and_the_guide_install() -> None:
     version = one("Application", "nginx-ingress")["spec"]["source"]["targetRevision"]
     assert f"nginx-ingress {version}" in (ROOT / "delivery" / "kind.sh").read_text()
-    assert f"nginx-ingress --version {version}" in (ROOT / "docs" / "install-eks.md").read_text()
+    guide = (ROOT / "docs" / "install-eks.md").read_text()
+    assert f"nginx-ingress --version {version}" in guide
+    controller = one("Application", "aws-load-balancer-controller")["spec"]["source"]
+    assert f"{controller['repoURL']} --version {controller['targetRevision']}" in guide
 
 
 def test_nothing_is_installed_twice() -> None:

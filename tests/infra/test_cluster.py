@@ -13,6 +13,7 @@ jsonschema = pytest.importorskip("jsonschema", reason="`make test-infra` install
 pytest.importorskip("cfnlint", reason="`make test-infra` installs what these tests need")
 yaml = pytest.importorskip("yaml")
 
+from tests.chart.helm import find, manifests, missing  # noqa: E402, after the skips
 from tests.infra.policies import allows  # noqa: E402, after the skips
 from tests.infra.templates import ACCOUNT, INFRA, REGION, ROOT, properties  # noqa: E402
 
@@ -116,6 +117,26 @@ def namespace_in_argo_cd(environment: str) -> str:
     namespace = "scoring" if environment == "prod" else f"scoring-{environment}"
     assert namespace in {entry["namespace"] for entry in objects["AppProjectscoring"]["spec"]["destinations"]}
     return namespace
+
+
+@pytest.mark.skipif(bool(missing()), reason=missing())
+def test_the_nodes_hold_the_environments_and_leave_a_cpu_each_for_the_platform(cluster: Any) -> None:
+    """A pod that fits nowhere is Pending, and so is the first sync."""
+    asked = 0.0
+    for environment in environments():
+        objects = manifests(ROOT / f"argocd/environments/{environment}/values.yaml")
+        pod = find(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+        fewest = find(objects, "HorizontalPodAutoscaler")["spec"]["minReplicas"]
+        asked += fewest * float(pod["resources"]["requests"]["cpu"])
+    cpus = {"c7g.xlarge": 4, "c7g.2xlarge": 8, "c7g.4xlarge": 16}
+    [group] = cluster["managedNodeGroups"]
+    assert asked <= group["desiredCapacity"] * min(cpus[name] - 1 for name in group["instanceTypes"])
+
+
+def test_a_claim_without_a_class_gets_a_volume(cluster: Any) -> None:
+    """Prometheus' is one; EKS makes no class the default since Kubernetes 1.30."""
+    [driver] = [addon for addon in cluster["addons"] if addon["name"] == "aws-ebs-csi-driver"]
+    assert json.loads(driver["configurationValues"]) == {"defaultStorageClass": {"enabled": True}}
 
 
 def test_nodes_are_private_and_pods_have_no_role_but_their_own(cluster: Any) -> None:
