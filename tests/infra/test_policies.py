@@ -143,6 +143,22 @@ def test_the_push_role_pushes_to_ecr_public_only_where_asked(aws: Clients, deplo
     assert not allows(policy, "ecr-public:PutImage", f"arn:aws:ecr-public::{ACCOUNT}:repository/other")
 
 
+def test_the_pull_role_is_for_the_scan_environment_and_reads_the_image_alone(aws: Clients, deploy: Deploy) -> None:
+    deploy("cloudformation/github.yaml", **GITHUB)
+    trust, policy = role(aws, "xgboost-server-pull")
+    [statement] = trust["Statement"]
+    scan = SUBJECT.replace("environment:release", "environment:scan")
+    for subject in (SUBJECT, scan, f"{scan}-2", scan.replace("4711", "4712")):
+        context = {f"{GITHUB_KEYS}:sub": subject, f"{GITHUB_KEYS}:aud": "sts.amazonaws.com"}
+        assert holds(statement["Condition"], context) is (subject == scan)
+    assert allows(policy, "ecr:GetAuthorizationToken")
+    assert allows(policy, "ecr:BatchGetImage", IMAGE)
+    assert allows(policy, "ecr:GetDownloadUrlForLayer", IMAGE)
+    assert not allows(policy, "ecr:BatchGetImage", CHART)
+    for action in ("ecr:PutImage", "ecr:UploadLayerPart", "ecr:BatchDeleteImage"):
+        assert not allows(policy, action, IMAGE)
+
+
 @pytest.mark.parametrize("repository", ["Image", "Chart"])
 def test_listed_accounts_pull_and_do_not_push(aws: Clients, deploy: Deploy, repository: str) -> None:
     deploy("cloudformation/registry.yaml")
@@ -348,6 +364,7 @@ def test_a_caller_gets_short_tokens_for_the_scoring_endpoint_alone(context: dict
         ("cloudformation/github.yaml", "Repository", "*", False),
         ("cloudformation/github.yaml", "OwnerId", "", False),
         ("cloudformation/github.yaml", "Environment", "*", False),
+        ("cloudformation/github.yaml", "ScanEnvironment", "*", False),
         ("cloudformation/identities.yaml", "ModelPrefix", "models/", True),
         ("cloudformation/identities.yaml", "ModelPrefix", "", True),  # the environment's own, see above
         ("cloudformation/identities.yaml", "ModelPrefix", "/", False),
