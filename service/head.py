@@ -44,6 +44,9 @@ UNREPEATABLE = ("host", "content-length", "transfer-encoding", "content-type", "
 FOREIGN_METHODS = frozenset(
     b"CONNECT SOURCE PRI DESCRIBE ANNOUNCE SETUP PLAY PAUSE TEARDOWN GET_PARAMETER SET_PARAMETER REDIRECT RECORD FLUSH".split()
 )
+# What can be repeated in a header and a log. Longer or stranger ids are replaced.
+REQUEST_ID_TEXT = r"[A-Za-z0-9._:/+=@-]{1,128}"
+REQUEST_ID = re.compile(REQUEST_ID_TEXT)
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(:\d*)?")
 TARGET = re.compile(rb"[\x21-\x22\x24-\x7e]+")
 # http://host:port and then a path, a query or nothing; no user (RFC 9110 section 4.2.4).

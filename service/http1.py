@@ -191,7 +191,7 @@ class Connection(asyncio.BufferedProtocol):
         length = int(head["length"])
         if end + length != len(data) or end > MAX_HEAD_BYTES or length > self._door.max_body_bytes:
             return False
-        given_id = None if head.re.groups == 1 else head["id"].strip().decode("ascii")
+        given_id = None if head.re.groups == 1 else head["id"].decode("ascii")
         body = bytes(data[end:])
         self._since = self._began
         if self._is_busy or self._is_paused:
@@ -199,7 +199,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             path = accepted.path
             edge = self._edge
-            incoming = Incoming(accepted.method, path, accepted.headers, body, edge.request_id(given_id))
+            incoming = Incoming(accepted.method, path, accepted.headers, body, given_id or edge.new_id())
             self._score(edge.routes[path], incoming, accepted, self._began)
         if self._out:
             self._flush()

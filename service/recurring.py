@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from service.head import READ_HEADERS
+from service.head import READ_HEADERS, REQUEST_ID_TEXT
 
 LENGTH, REQUEST_ID = b"content-length", b"x-request-id"
 # llhttp 9 gives the last of these a meaning, beside those that we read.
@@ -23,7 +23,7 @@ GAPS = frozenset(
 )
 # Visible ASCII and blanks, less than llhttp lets pass (RFC 9110 section 5.5).
 VALUE = rb"[ -~]*+"
-VALUES = {LENGTH: rb"(?P<length>[0-9]{1,9})", REQUEST_ID: rb"(?P<id>" + VALUE + rb")"}
+VALUES = {LENGTH: rb"(?P<length>[0-9]{1,9})", REQUEST_ID: rb"(?P<id>" + REQUEST_ID_TEXT.encode() + rb")"}
 # Requests whose body is not framed by a length alone, or does not come at once.
 UNUSUAL = ("transfer-encoding", "expect")
 MAX_HEADS = 8
@@ -85,7 +85,7 @@ class RecurringHeads:
 
     def find(self, data: memoryview) -> tuple[re.Match[bytes], Accepted] | None:
         """The head that the bytes begin with, up to where the body begins, and what is known of the like; if it is
-        known. It has a group `length`, and `id` where one was given."""
+        known. It has a group `length`, and `id` where one was given, which is one that can be repeated."""
         for head in self._heads:
             match = head.match(data)
             if match is not None:

@@ -15,7 +15,8 @@ import orjson
 import pytest
 
 from service.batch import Contract, Floats, Incoming
-from service.edge import COMPRESS_BYTES, REQUEST_ID, ROUTE_LABELS, SIBLINGS, Call, Edge
+from service.edge import COMPRESS_BYTES, ROUTE_LABELS, SIBLINGS, Call, Edge
+from service.head import REQUEST_ID
 from service.metrics import BOOTING, READY, Block, Recorder
 from service.models import LoadedModel
 from service.predictor import Predictor
