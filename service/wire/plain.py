@@ -1,7 +1,7 @@
 """Bodies that hold one plain matrix, the common case, read without a Python object for each number.
 
 What stands before the matrix is recognized by a pattern, the matrix is read by machine code (`service.decimals`), and what
-stands behind it is a closing brace or, in V2, read by orjson. Whatever is not as plain as that gives None and is read in
+stands behind it is a closing brace or, in V2, whatever the wire makes of it. Whatever is not as plain as that gives None and is read in
 the usual way, as if nobody had looked before; so is everything where there is no machine code.
 """
 
@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import orjson
 
 from service.batch import Floats, Incoming
 
@@ -117,11 +116,10 @@ NAME = b'"data"'
 DATA = re.compile(BLANK.join((NAME, b":", MATRIX)))
 
 
-def read_tensor_document(incoming: Incoming) -> Any:
-    """A V2 document with one input, whose data is an array already, one of one dimension where it is flat; else None.
+def split_tensor(incoming: Incoming) -> tuple[bytes, Floats] | None:
+    """A V2 document with null in the place of its data, and the data, of one dimension where they are flat; else None.
 
-    The document is parsed with null in the place of the data. Where it has one "data" and no escape in a name, and the
-    null then is the data of the only input, it was that matrix.
+    The document has one "data" and no escape in a name: where that null then is the data of the only input, the matrix was.
     """
     read, body = incoming.read_matrix, incoming.body
     if read is None or type(body) is not bytes:
@@ -133,15 +131,5 @@ def read_tensor_document(incoming: Incoming) -> Any:
     values, end = found
     if body.find(NAME, end) >= 0 or body.find(NAME, 0, match.start()) >= 0:
         return None
-    rest = body[: match.end()] + b"null" + body[end:]
-    if b"\\" in rest:
-        return None
-    try:
-        document = orjson.loads(rest)
-    except orjson.JSONDecodeError:
-        return None
-    match document:
-        case {"inputs": [{"data": None} as tensor]}:
-            tensor["data"] = values
-            return document
-    return None
+    around = body[: match.end()] + b"null" + body[end:]
+    return None if b"\\" in around else (around, values)

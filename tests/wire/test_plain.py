@@ -479,3 +479,16 @@ def test_what_cannot_be_a_text_is_not_plain(read: Callable[..., int]) -> None:
     at, out = ctypes.addressof(source), ctypes.addressof(shape)
     for start, length in ((0, 0), (3, 3), (9, 3), (1, 3)):
         assert read(at, start, length, out + 16, 2, out) == 0
+
+
+def test_documents_that_say_the_same_have_their_own_numbers_and_ids(reader: MatrixReader) -> None:
+    """What stands around the numbers is kept: nothing of one request may get into the next."""
+    route = next(route for route in ROUTES if route.wire == "open_inference")
+    for number in range(6):
+        for wishes in ("", '"parameters":{"binary_data_output":true},', '"id":"given",'):
+            body = f'{{{wishes}"inputs":[{{"name":"a","shape":[1,2],"datatype":"FP32","data":[{number},2]}}]}}'
+            incoming = Incoming("POST", "/", {}, body.encode(), f"id-{number}")
+            verify(reader, route, incoming)
+            batch = route.decode(replace(incoming, read_matrix=reader))
+            assert batch.values.tolist() == [[number, 2.0]]
+            assert batch.reply == Reply("given" if "given" in wishes else f"id-{number}", "true" in wishes)
