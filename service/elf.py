@@ -9,7 +9,7 @@ refused. ELF is the System V ABI, chapters 4 and 5; relocations are of its suppl
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,17 @@ class Linked:
 def link(data: bytes) -> Linked:
     """The code of an object file, or `LinkError`."""
     return Object(data).link()
+
+
+def join(pieces: Sequence[Linked]) -> Linked:
+    """One behind the other, each from the beginning of a page as it is meant to."""
+    code = bytearray()
+    functions: dict[str, int] = {}
+    for piece in pieces:
+        code += bytes(-len(code) % PAGE)
+        functions |= {name: len(code) + at for name, at in piece.functions.items()}
+        code += piece.code
+    return Linked(bytes(code), functions)
 
 
 class Object:

@@ -687,8 +687,9 @@ def add_values(values: Ints, vectors: Floats, totals: Floats, group: int, groups
         for i in range(BLOCK):
             totals[U(group * BLOCK + i)] += to_float(values[U(i)])
     else:
-        for i in range(BLOCK):
-            for g in range(groups):
+        # The rows inside: their number is known to the compiler, that of the outputs is not.
+        for g in range(groups):
+            for i in range(BLOCK):
                 totals[U(g * BLOCK + i)] += vectors[U(values[U(i)] * groups + g)]
 
 

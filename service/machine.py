@@ -1,4 +1,4 @@
-"""What the machine says: CPU quota, memory, throttling, network, and the processes of one server.
+"""What the machine says and does: CPU quota, memory, throttling, network, and the processes of one server.
 
 Control groups are read in both versions: EKS nodes run v2, older ones and many CI machines v1. Whatever is not
 there is None and never an error: a metric that is missing must not take the scrape with it.
@@ -6,8 +6,11 @@ there is None and never an error: a metric that is missing must not take the scr
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import psutil
 
 # v1 writes this (2^63 rounded down to a page) or more for "no limit".
 V1_NO_LIMIT = 1 << 60
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -171,3 +175,14 @@ def read_family(master_pid: int) -> ProcessFamily:
         rss, pss, uss = rss + memory.rss, pss + memory.pss, uss + memory.uss
         processes += 1
     return ProcessFamily(user, system, rss, pss, uss, files, processes)
+
+
+def die_with(parent: int) -> None:
+    """Have this process killed when the one that started it goes (prctl(2)): nobody is left who wants what it makes.
+
+    A worker that is killed would otherwise leave one packing while its successor has the same model packed again.
+    """
+    with suppress(OSError, AttributeError):  # Linux alone has it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before we could ask
+        os.kill(os.getpid(), signal.SIGKILL)

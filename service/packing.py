@@ -14,7 +14,6 @@ kills XGBoost kills only the process.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -23,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,6 +47,7 @@ from service.ensemble import (
 )
 from service.errors import ModelFileError
 from service.golden import Golden, digest_golden, read_golden_file
+from service.machine import die_with
 from service.machine_code import load_code
 from service.predictor import BoosterPredictor, PackedPredictor
 from service.wire.plain import MatrixReader
@@ -59,9 +58,8 @@ FOUND = "packed.json"
 PACK_SECONDS = 300
 # Exit code for a file that is refused; standard output has the faults. 65 is EX_DATAERR of sysexits.h.
 REFUSED = 65
-# The throw-away process steps behind workers that score, and dies with the one that started it (prctl(2)).
+# The throw-away process steps behind workers that score.
 NICE = 5
-PR_SET_PDEATHSIG = 1
 # Rows compared: leaves of all of them at once (numbers of nodes cannot round), margins of a sample, each row alone.
 LEAF_ROWS = 2048
 MARGIN_ROWS = 128
@@ -187,7 +185,7 @@ def load_reader(cache: Path) -> MatrixReader:
 
 def main(path: str, digest: str, folder: str, reason: str) -> None:
     try:
-        die_with_parent()
+        die_with(os.getppid())
         os.nice(NICE)
         bound_process(Path(path).stat().st_size)
         file = read_model_file(Path(path), digest)
@@ -213,12 +211,6 @@ def main(path: str, digest: str, folder: str, reason: str) -> None:
 def refuse(faults: Sequence[str]) -> NoReturn:
     print(json.dumps({"faults": faults}))
     sys.exit(REFUSED)
-
-
-def die_with_parent() -> None:
-    """Else a worker that is killed leaves this process packing while its successor has the same model packed again."""
-    with suppress(OSError, AttributeError):  # Linux alone has it
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def pack_model(predictor: BoosterPredictor, folder: Path) -> dict[str, str]:

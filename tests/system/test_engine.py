@@ -5,6 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +78,44 @@ def test_a_compiler_that_fails_leaves_the_model_to_xgboost(tmp_path: Path) -> No
     with running_server(None, **settings) as server:
         assert engine_of(server) == "xgboost"
         assert np.allclose(scores_of(server), GOLDEN["scores"], rtol=1e-6)
+
+
+# What `python -m service.compiler` does where there are two processors.
+COMPILE_IN_TWO = "from service import compiler; compiler.compile_shares(compiler.deal(2))"
+
+
+@contextmanager
+def compiling_in_two() -> Iterator[tuple[psutil.Popen, list[psutil.Process]]]:
+    """A process that compiles, and the two that do it."""
+    process = psutil.Popen([sys.executable, "-c", COMPILE_IN_TWO], stderr=subprocess.PIPE, text=True)
+    shares: list[psutil.Process] = []
+    try:
+        while len(shares) < 2:
+            assert process.poll() is None
+            shares = process.children()
+        yield process, shares
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def test_a_compiler_of_which_a_part_is_killed_ends_and_says_so() -> None:
+    """Whatever kills it, want of memory above all: the start must not wait for it."""
+    with compiling_in_two() as (process, shares):
+        shares[0].kill()
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert "terminated abruptly" in errors.strip().splitlines()[-1]
+
+
+def test_a_compiler_that_is_killed_leaves_nobody_behind() -> None:
+    """Who waits for the end of its output would wait for those that hold it, too."""
+    with compiling_in_two() as (process, shares):
+        process.kill()
+        process.communicate(timeout=30)
+        _, left = psutil.wait_procs(shares, timeout=30)
+        assert not left
 
 
 def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path: Path) -> None:

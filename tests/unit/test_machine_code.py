@@ -10,7 +10,8 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
-from service.elf import AARCH64, PATCHES, LinkError, link
+from service import compiler
+from service.elf import AARCH64, PATCHES, LinkError, join, link
 from service.engine import Engine
 from service.machine_code import (
     COMPILERS,
@@ -124,6 +125,25 @@ def test_what_is_no_object_file_is_refused() -> None:
         link(b"\x7fELF, or so it says")
     with pytest.raises(LinkError, match="machine"):
         link(assemble(SUMS, "riscv64-unknown-linux-gnu"))
+
+
+def test_pieces_run_one_behind_the_other() -> None:
+    """Each as if it were alone: what it needs lies in the same distance as before."""
+    text = SUMS.replace("i64 7]", "i64 11]").replace("@scaled", "@other").replace("@total", "@sum")
+    linked = join([link(assemble(SUMS)), link(assemble(text))])
+    code = MachineCode(Image(linked.code, {name: (at, 2) for name, at in linked.functions.items()}))
+    assert set(linked.functions) == {"scaled", "total", "other", "sum"}
+    assert [code.function("scaled")(number, 0) for number in range(4)] == [2, 3, 6, 8]
+    assert [code.function("other")(number, 0) for number in range(4)] == [2, 3, 6, 13]
+    assert code.function("total")(3, 4) == code.function("sum")(3, 4) == 7
+
+
+@pytest.mark.parametrize("processors", [1, 2, 64])
+def test_every_function_is_compiled_once(processors: int) -> None:
+    shares = compiler.deal(processors)
+    dealt = [function for share in shares for function in share]
+    assert len(shares) == min(processors, 2)
+    assert sorted(map(repr, dealt)) == sorted(map(repr, compiler.EXPORTED))
 
 
 # Files.
