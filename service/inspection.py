@@ -77,7 +77,7 @@ class Trees:
 def inspect_model(settings: Settings) -> Inspection:
     """All that can be said of the model that the settings name, or `ModelFileError`."""
     version, file = find_file(settings)
-    packed = prepare(file, find_cache(settings.cache_dir))
+    packed = prepare(file, find_cache(settings.cache_dir), is_start=True)
     predictor, worker_bytes = measure_load(file, packed)
     document = read_ubjson(BoosterPredictor.from_model_file(file).to_ubjson())
     learner = document["learner"]

@@ -92,7 +92,7 @@ def find_model_faults(settings: Settings) -> Iterator[str]:
         return
     try:
         _, file = find_file(settings, ProgressLog(create_log()))
-        admit_file(file, settings)
+        admit_file(file, settings, is_start=True)
     except StartError as error:
         yield from error.faults
 

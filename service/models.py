@@ -110,10 +110,10 @@ def bring(settings: Settings, uri: Uri, report: Report, since: float) -> tuple[s
     return found.version, Path(found.path)
 
 
-def admit_file(file: ModelFile, settings: Settings) -> Packed:
+def admit_file(file: ModelFile, settings: Settings, *, is_start: bool = False) -> Packed:
     """Admitted and packed, or `ModelFileError`: then what was fetched does not stay in the cache."""
     try:
-        return prepare(file, find_cache(settings.cache_dir))
+        return prepare(file, find_cache(settings.cache_dir), is_start=is_start)
     except ModelFileError:
         if isinstance(settings.model, Uri):
             forget(file.path)
@@ -124,7 +124,7 @@ def load_model(settings: Settings, report: Report = ignore, since: float = math.
     """The model that the settings name, ready to predict, or `StartError`."""
     began = time.perf_counter()
     version, file = find_file(settings, report, since)
-    return load_file(settings, version, file, began)
+    return load_file(settings, version, file, began, is_start=True)
 
 
 def load_generation(settings: Settings, generation: Generation) -> LoadedModel:
@@ -134,9 +134,11 @@ def load_generation(settings: Settings, generation: Generation) -> LoadedModel:
     return load_file(settings, generation.version, file, began)
 
 
-def load_file(settings: Settings, version: str, file: ModelFile, began: float) -> LoadedModel:
+def load_file(
+    settings: Settings, version: str, file: ModelFile, began: float, *, is_start: bool = False
+) -> LoadedModel:
     cache = find_cache(settings.cache_dir)
-    packed = admit_file(file, settings)
+    packed = admit_file(file, settings, is_start=is_start)
     predictor = create_predictor(file, packed)
     identity = ModelIdentity(settings.model_name, version, file.digest)
     # Where the kernels run, which says that the cache is there and can be trusted, so does the reader.

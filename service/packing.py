@@ -9,7 +9,9 @@ kills XGBoost kills only the process.
                                                 checksum of the manifest, which has those of the arrays
     <cache>/<digest>-<format>/ensemble/*.npy    the packed trees
 
-`packed.json` is written last, in one rename: a folder without it does not count, whatever is in it.
+`packed.json` is written last, in one rename: a folder without it does not count, whatever is in it. Where this machine
+stood in the way and not the model, as a compiler that failed, it says so, and the next start packs again; the workers of
+this one do not.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ from service.predictor import BoosterPredictor, PackedPredictor
 from service.wire.plain import MatrixReader
 
 # Ours, of the folder: raise it when packed.json or the comparison changes.
-LAYOUT = 2
+LAYOUT = 3
 FOUND = "packed.json"
 PACK_SECONDS = 300
 # Exit code for a file that is refused; standard output has the faults. 65 is EX_DATAERR of sysexits.h.
@@ -69,12 +71,13 @@ MARGIN_ROWS = 128
 class Packed:
     """What the throw-away process found; XGBoost serves where there is a reason for it.
 
-    `manifest` is the checksum of the manifest of the packed trees, `golden_digest` that of the golden file.
+    `is_final` says that the reason is the model's, and that another try would find the same. `manifest` is the checksum of the manifest of the packed trees, `golden_digest` that of the golden file.
     """
 
     record: Record
     goldens: list[Golden]
     reason: str
+    is_final: bool
     manifest: str
     golden_digest: str
     folder: Path
@@ -86,6 +89,7 @@ class Packed:
             record=Record.from_fields(found["record"]),
             goldens=[Golden(**golden) for golden in found["goldens"]],
             reason=found["reason"],
+            is_final=found["is_final"],
             manifest=found["manifest"],
             golden_digest=found["golden_digest"],
             folder=folder,
@@ -118,8 +122,11 @@ def find_cache(named: str) -> Path:
     return Path(tempfile.gettempdir()) / f"xgboost-server-{os.getuid()}"
 
 
-def prepare(file: ModelFile, cache: Path) -> Packed:
-    """The packed form of this file, admitted and packed now if it was not before; raises `ModelFileError`."""
+def prepare(file: ModelFile, cache: Path, *, is_start: bool = False) -> Packed:
+    """The packed form of this file, admitted and packed now if it was not before; raises `ModelFileError`.
+
+    A start packs again what this machine stood in the way of. Its workers do not: each would wait for it.
+    """
     folder = packed_folder(file.digest, cache)
     try:
         verify_cache(cache)
@@ -128,7 +135,7 @@ def prepare(file: ModelFile, cache: Path) -> Packed:
     golden_digest = digest_golden(read_golden_file(file.path))
     try:
         packed = read_packed(folder)
-        if packed.golden_digest == golden_digest:
+        if packed.golden_digest == golden_digest and (packed.is_final or not is_start):
             return packed
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or not whole: packed now
@@ -200,6 +207,7 @@ def main(path: str, digest: str, folder: str, reason: str) -> None:
         "goldens": [asdict(golden) for golden in admission.goldens],
         "golden_digest": golden_digest,
         "reason": reason,
+        "is_final": not reason,
         "manifest": "",
     }
     if folder:
@@ -213,44 +221,49 @@ def refuse(faults: Sequence[str]) -> NoReturn:
     sys.exit(REFUSED)
 
 
-def pack_model(predictor: BoosterPredictor, folder: Path) -> dict[str, str]:
-    """Pack, compare, write: why XGBoost is to serve, and the checksum of the manifest."""
+def pack_model(predictor: BoosterPredictor, folder: Path) -> dict[str, Any]:
+    """Pack, compare, write: why XGBoost is to serve, whether that is final, and the checksum of the manifest."""
+    try:
+        ensemble = Ensemble.from_ubjson(predictor.to_ubjson())
+    except UnsupportedModelError as error:
+        return {"reason": error.reason}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        ensemble = Ensemble.from_ubjson(predictor.to_ubjson())
         write_ensemble(ensemble, folder / "ensemble")
         reason = next(find_differences(ensemble, predictor, folder), "")
         return {"reason": reason, "manifest": hash_file(folder / "ensemble" / MANIFEST)}
-    except UnsupportedModelError as error:
-        return {"reason": error.reason}
-    except OSError as error:
-        return {"reason": f"no packed form in {folder}: {error}"}
+    except Exception as error:  # a full disk, whatever the compiler says: XGBoost can serve
+        return {"reason": describe(error, folder), "is_final": False}
 
 
-def write_packed(folder: Path, document: Mapping[str, Any]) -> dict[str, str]:
+def describe(error: Exception, folder: Path) -> str:
+    if isinstance(error, OSError):
+        return f"no packed form in {folder}: {error}"
+    if isinstance(error, PackedModelError):
+        return str(error)
+    return f"the kernels cannot run here: {type(error).__name__}: {error}".splitlines()[0]
+
+
+def write_packed(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
     """The reason for XGBoost if that cannot be written."""
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         handle, beside = tempfile.mkstemp(prefix=".packed.", dir=folder)
         os.close(handle)
         os.unlink(beside)
         write_synced(Path(beside), json.dumps(document).encode())
         os.rename(beside, folder / FOUND)
     except OSError as error:
-        return {"reason": f"no packed form in {folder}: {error}"}
+        return {"reason": describe(error, folder), "is_final": False}
     return {}
 
 
 def find_differences(ensemble: Ensemble, predictor: BoosterPredictor, folder: Path) -> Iterator[str]:
     """Every way in which the packed form differs from XGBoost; none if all is well."""
-    try:
-        engine = Engine(read_ensemble(folder / "ensemble"), load_code(kernel_cache(folder.parent)))
-        rows = make_rows(ensemble)
-        yield from compare_leaves(engine, predictor, rows)
-        yield from compare_margins(engine, predictor, rows)
-    except PackedModelError as error:
-        yield str(error)
-    except Exception as error:  # whatever the compiler says, XGBoost can serve
-        yield f"the kernels cannot run here: {type(error).__name__}: {error}".splitlines()[0]
+    engine = Engine(read_ensemble(folder / "ensemble"), load_code(kernel_cache(folder.parent)))
+    rows = make_rows(ensemble)
+    yield from compare_leaves(engine, predictor, rows)
+    yield from compare_margins(engine, predictor, rows)
 
 
 def compare_leaves(engine: Engine, predictor: BoosterPredictor, rows: Floats) -> Iterator[str]:

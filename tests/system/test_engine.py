@@ -73,11 +73,14 @@ def test_a_cache_that_cannot_be_written_leaves_the_model_to_xgboost(tmp_path: Pa
 
 
 def test_a_compiler_that_fails_leaves_the_model_to_xgboost(tmp_path: Path) -> None:
-    """numba with its compiler switched off stands for one that fails."""
-    settings = {"SCORER_MODEL": str(CANCER), "SCORER_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_DISABLE_JIT": "1"}
-    with running_server(None, **settings) as server:
+    """Until the next start; numba with its compiler switched off stands for one that fails."""
+    settings = {"SCORER_MODEL": str(CANCER), "SCORER_CACHE_DIR": str(tmp_path / "cache")}
+    with running_server(None, NUMBA_DISABLE_JIT="1", **settings) as server:
         assert engine_of(server) == "xgboost"
         assert np.allclose(scores_of(server), GOLDEN["scores"], rtol=1e-6)
+        assert any("cannot be compiled" in line.get("reason", "") for line in server.lines())
+    with running_server(None, **settings) as server:
+        assert engine_of(server) == "packed"
 
 
 # What `python -m service.compiler` does where there are two processors.

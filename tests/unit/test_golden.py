@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xgboost
 
 from service.artifact import read_model_file
 from service.engine import Engine
@@ -202,3 +203,30 @@ def test_what_was_admitted_is_remembered(model: Path, cache: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("packed.json")}
     assert prepare(find_file(settings)[1], cache).record == first.record
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("packed.json")} == before
+
+
+def test_what_this_machine_stood_in_the_way_of_is_tried_again_at_the_next_start(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whoever starts, and not by the workers, which find what was found for them."""
+    shutil.rmtree(folder_of(model, cache))
+    file = read_model_file(model)
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    failed = prepare(file, cache, is_start=True)
+    assert failed.reason.startswith("the kernels cannot run here: MachineCodeError: the kernels cannot be compiled: ")
+    assert load(model, cache).predictor.engine == "xgboost"
+    monkeypatch.delenv("NUMBA_DISABLE_JIT")
+    assert prepare(file, cache) == failed
+    assert prepare(file, cache, is_start=True).reason == ""
+    assert load(model, cache).predictor.engine == "packed"
+
+
+def test_what_is_the_models_own_reason_is_not_tried_again(tmp_path: Path, cache: Path) -> None:
+    matrix = xgboost.DMatrix(np.zeros((4, 2), np.float32), [0, 1, 0, 1])
+    xgboost.train({"booster": "gblinear", "nthread": 1}, matrix, 3).save_model(tmp_path / "model.ubj")
+    file = read_model_file(tmp_path / "model.ubj")
+    first = prepare(file, cache, is_start=True)
+    written = (first.folder / "packed.json").stat().st_mtime_ns
+    assert "gblinear" in first.reason
+    assert prepare(file, cache, is_start=True) == first
+    assert (first.folder / "packed.json").stat().st_mtime_ns == written
