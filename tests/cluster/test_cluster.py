@@ -234,6 +234,9 @@ def test_a_model_in_an_object_store_is_fetched_by_the_init_container(release: Re
         for pod in release.ready_pods():
             log = release.kubectl("logs", pod["metadata"]["name"], "--container", "fetch-model").stdout
             assert "/model/model.ubj: fetched" in log
+        # While the store is still there: a pod that a scaler adds later would wait for it for ever.
+        release.upgrade()
+        wait_for("the pods that fetched are gone", lambda: not any(map(has_fetched, release.pods())))
 
 
 def has_fetched(pod: Manifest) -> bool:
