@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,12 @@ def is_worker(child: psutil.Process) -> bool:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """One that nobody has, and that the kernel gives nobody (it begins at 32768, macOS at 49152): a port of those may be the
+    own end of another program's connection by the time a server wants it."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)  # from 30000 on they are NodePorts
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def wait_until(condition: Any, seconds: float = 30, every: float = 0.05) -> None:
