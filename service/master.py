@@ -139,7 +139,7 @@ def compile_kernels(arbiter: Any) -> None:
         verify_cache(cache)
         load_code(kernel_cache(cache))
     except Exception as error:  # whatever the compiler says
-        arbiter.log.error("the kernels cannot be compiled: %s", str(error).partition("\n")[0])
+        arbiter.log.error("XGBoost will serve, for our own kernels cannot: %s", str(error).partition("\n")[0])
 
 
 def freeze_memory(arbiter: Any) -> None:

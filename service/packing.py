@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -156,7 +157,12 @@ def verify_cache(cache: Path) -> None:
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = cache.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{cache}: expected a folder that is ours and that nobody else can write to")
+        # A volume itself always is one: an emptyDir is root's, with mode 0777, and fsGroup lets its group write.
+        raise PermissionError(
+            f"{cache}: expected a folder of user {os.getuid()} that nobody else can write to, got one of user {status.st_uid} "
+            f"with mode {stat.S_IMODE(status.st_mode):04o}; set SCORER_CACHE_DIR to a folder in it, such as "
+            f"{cache / 'xgboost-server'}, which the server makes for itself"
+        )
 
 
 def read_packed(folder: Path) -> Packed:

@@ -206,7 +206,8 @@ SETTINGS = (
         "SCORER_CACHE_DIR",
         str,
         "",
-        "folder for fetched and packed models and for compiled kernels; empty: in the user's cache folder, or else in the temporary one",
+        "folder for fetched and packed models and for compiled kernels, which nobody else may write to: one within a volume, not the "
+        "volume itself; empty: in the user's cache folder, or else in the temporary one",
     ),
     Setting("host", "SCORER_HOST", pattern(r"[0-9A-Za-z.:_-]+", "a host name or an address"), "127.0.0.1", "address"),
     Setting("port", "SCORER_PORT", integer(1, 65535), "8000", "port for callers"),

@@ -319,5 +319,6 @@ def describe(scorer: Scorer) -> dict[str, Any]:
             "feature_names": list(contract.feature_names),
             "rounds": contract.rounds,
             "engine": scorer.predictor.engine,
+            **({"engine_reason": scorer.predictor.reason} if scorer.predictor.reason else {}),
         },
     }

@@ -130,6 +130,24 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path: Path) -> Non
         assert not list(cache.iterdir())
 
 
+def test_a_volume_as_cache_is_not_trusted_and_the_reason_says_what_would_be_right(tmp_path: Path) -> None:
+    """An emptyDir with fsGroup: its group may write. The log and the metadata tell, and what they say is right works."""
+    volume = tmp_path / "cache"
+    volume.mkdir()
+    volume.chmod(0o2770)
+    right = volume / "xgboost-server"
+    with running_server(None, SCORER_MODEL=str(CANCER), SCORER_CACHE_DIR=str(volume)) as server:
+        reason = server.request("/v2/models/breast-cancer").json()["parameters"]["engine_reason"]
+        assert reason.startswith(f"{volume}: expected a folder of user {os.getuid()} that nobody else can write to, got one ")
+        assert f"with mode 2770; set SCORER_CACHE_DIR to a folder in it, such as {right}," in reason
+        told = [line for line in server.lines() if line["level"] == "ERROR"]
+        assert [line["event"] for line in told] == [f"XGBoost will serve, for our own kernels cannot: {reason}"]
+        assert [line["reason"] for line in server.lines() if line["event"] == "serving"] == [reason] * 2
+    with running_server(None, SCORER_MODEL=str(CANCER), SCORER_CACHE_DIR=str(right)) as server:
+        assert engine_of(server) == "packed"
+        assert "engine_reason" not in server.request("/v2/models/breast-cancer").json()["parameters"]
+
+
 @pytest.mark.parametrize("damage", ["a flipped byte", "cut off", "empty", "gone"])
 def test_machine_code_that_is_not_whole_is_compiled_again(tmp_path: Path, damage: str) -> None:
     cache = tmp_path / "cache"
