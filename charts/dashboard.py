@@ -19,6 +19,7 @@ CALLS = f'{SELECT},wire!="none"'
 CALL_ROUTES = f'{SELECT},route!~"/|/livez|/readyz|/healthz|/metrics|unmatched"'
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH = 24
+TABLE_COLUMNS = {"excludeByName": {"Time": True}, "renameByName": {"Value": "workers"}}
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,18 @@ def rate(name: str, select: str = SELECT) -> str:
 
 
 def quantile(share: float, name: str, select: str, by: str = "le") -> str:
-    return f"histogram_quantile({share}, sum by ({by}) ({rate(name + '_bucket', select)}))"
+    """Nothing while nobody asks: Grafana would show NaN, and colour it as the worst there is."""
+    return f"histogram_quantile({share}, sum by ({by}) ({rate(name + '_bucket', select)})) >= 0"
+
+
+def ratio(above: str, below: str) -> str:
+    """Nothing while there is nothing below, for the same reason."""
+    return f"{above} / ({below} > 0)"
 
 
 def share_of_faults() -> str:
     faults = rate("scorer_requests_total", f'{CALLS},status=~"5.."')
-    return f"(sum({faults}) or vector(0)) / sum({rate('scorer_requests_total', CALLS)})"
+    return ratio(f"(sum({faults}) or vector(0))", f"sum({rate('scorer_requests_total', CALLS)})")
 
 
 WELL = Row(
@@ -186,7 +193,8 @@ TRAFFIC = Row(
             (
                 Query(f"sum({rate('scorer_rows_total')})", "rows a second"),
                 Query(
-                    f"sum({rate('scorer_rows_total')}) / sum({rate('scorer_model_requests_total')})", "rows a request"
+                    ratio(f"sum({rate('scorer_rows_total')})", f"sum({rate('scorer_model_requests_total')})"),
+                    "rows a request",
                 ),
             ),
         ),
@@ -231,7 +239,10 @@ LATENCY = Row(
             "s",
             (
                 Query(
-                    f"sum by (stage) ({rate('scorer_stage_seconds_sum')}) / sum by (stage) ({rate('scorer_stage_seconds_count')})",
+                    ratio(
+                        f"sum by (stage) ({rate('scorer_stage_seconds_sum')})",
+                        f"sum by (stage) ({rate('scorer_stage_seconds_count')})",
+                    ),
                     "{{stage}}",
                 ),
             ),
@@ -282,10 +293,11 @@ FULL = Row(
             "percentunit",
             (
                 Query(
-                    f"{rate('scorer_cpu_throttled_periods_total')} / {rate('scorer_cpu_periods_total')}",
+                    ratio(rate("scorer_cpu_throttled_periods_total"), rate("scorer_cpu_periods_total")),
                     "{{pod}}",
                 ),
             ),
+            thresholds=((None, "green"), (0.25, "red")),
             maximum=1,
         ),
     ),
@@ -519,11 +531,7 @@ def panel_json(panel: Panel, number: int, place: Json) -> Json:
         },
         "options": options(panel.kind),
         "targets": [target(query, index) for index, query in enumerate(panel.queries)],
-        **(
-            {"transformations": [{"id": "organize", "options": {"excludeByName": {"Time": True}}}]}
-            if panel.kind == "table"
-            else {}
-        ),
+        **({"transformations": [{"id": "organize", "options": TABLE_COLUMNS}]} if panel.kind == "table" else {}),
     }
 
 
@@ -531,9 +539,10 @@ def look(panel: Panel) -> Json:
     if panel.kind != "timeseries":
         return {}
     stacking = {"mode": "normal" if panel.stacked else "none", "group": "A"}
-    return {
-        "custom": {"drawStyle": "line", "lineWidth": 1, "fillOpacity": 10, "showPoints": "never", "stacking": stacking}
-    }
+    # Without a style a threshold is not drawn.
+    style = {"thresholdsStyle": {"mode": "dashed"}} if len(panel.thresholds) > 1 else {}
+    line = {"drawStyle": "line", "lineWidth": 1, "fillOpacity": 10, "showPoints": "never", "stacking": stacking}
+    return {"custom": line | style}
 
 
 def options(kind: str) -> Json:

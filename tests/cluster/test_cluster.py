@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import obstore
 import pytest
@@ -29,9 +30,12 @@ import yaml
 from moto.server import ThreadedMotoServer
 from obstore.store import S3Store
 
+from charts.dashboard import ROWS
 from tests.chart.helm import Manifest, find, missing
 from tests.chart.nginx import MISSING, NGINX, Nginx, survives_reload
-from tests.cluster.cluster import RELEASE, Controller, Load, Release, has, is_ready, own_address, wait_for
+from tests.chart.prometheus import MISSING as PROMETHEUS_MISSING
+from tests.chart.prometheus import PROMETHEUS, running_prometheus
+from tests.cluster.cluster import HOST, RELEASE, Controller, Load, Release, has, is_ready, own_address, wait_for
 from tests.serving import IRIS, free_port
 
 IMAGE = os.environ.get("CLUSTER_IMAGE", "")
@@ -134,20 +138,49 @@ def test_our_own_kernels_serve_in_a_locked_down_pod(release: Release) -> None:
     assert not any('"level":"ERROR"' in log for log in logs)
 
 
+@contextmanager
+def forwarded(command: list[str], remote: str) -> Iterator[int]:
+    """The port of this machine from which `kubectl port-forward` leads to the remote one."""
+    port = free_port()
+    with subprocess.Popen(["kubectl", *command, f"{port}:{remote}"], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()  # it listens
+            yield port
+        finally:
+            process.terminate()
+
+
 def test_the_notes_curl_works(release: Release) -> None:
     notes = release.helm("get", "notes", RELEASE).stdout
     (forward,) = re.findall(r"kubectl (.* port-forward .*) 8080:(\d+) &", notes)
     (curl,) = re.findall(r"^ *curl (http://127\.0\.0\.1:8080.*)$", notes, re.MULTILINE)
-    port = free_port()
-    with subprocess.Popen(["kubectl", *forward[0].split(), f"{port}:{forward[1]}"], stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            process.stdout.readline()  # it listens
-            command = f"curl --silent --fail {curl.replace(':8080/', f':{port}/')}"
-            found = subprocess.run(command, shell=True, check=True, capture_output=True, text=True, timeout=30)
-        finally:
-            process.terminate()
+    with forwarded(forward[0].split(), forward[1]) as port:
+        command = f"curl --silent --fail {curl.replace(':8080/', f':{port}/')}"
+        found = subprocess.run(command, shell=True, check=True, capture_output=True, text=True, timeout=30)
     assert found.stdout == '{"predictions":[1.0,1.0]}'
+
+
+def test_the_notes_curl_through_the_proxy_works(installed: tuple[Release, str]) -> None:
+    """With the proxy's address in place of what DNS would tell."""
+    release, url = installed
+    wait_for("the edge lets scores through", lambda: not answers_badly(url))
+    notes = release.helm("get", "notes", RELEASE).stdout
+    (curl,) = re.findall(rf"^ *curl (http://{re.escape(HOST)}/.*)$", notes, re.MULTILINE)
+    command = f"curl --silent --fail --connect-to {HOST}:80:{urlsplit(url).netloc} {curl}"
+    found = subprocess.run(command, shell=True, check=True, capture_output=True, text=True, timeout=30)
+    assert found.stdout == '{"predictions":[1.0,1.0]}'
+
+
+@pytest.mark.skipif(not PROMETHEUS, reason=PROMETHEUS_MISSING)
+def test_every_query_of_the_dashboard_has_data_of_a_pod(release: Release, load: Load, tmp_path: Path) -> None:
+    """Those of limits too, which a test without a pod cannot see (tests/chart/test_dashboard.py)."""
+    queries = [query for row in ROWS for panel in row.panels for query in panel.queries]
+    service = ["--namespace", release.namespace, "port-forward", f"service/{release.name}-admin"]
+    with forwarded(service, "9000") as port, running_prometheus(tmp_path, f"127.0.0.1:{port}") as prometheus:
+        scored = 'rate(scorer_stage_seconds_count{stage="predict"}[5s]) > 0'
+        wait_for("Prometheus has seen scores", lambda: prometheus.has(scored), 60)
+        assert [query.expression for query in queries if not prometheus.query_since_start(query.expression)] == []
 
 
 def test_pods_have_no_token_for_the_kubernetes_api(release: Release) -> None:
