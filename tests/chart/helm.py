@@ -88,3 +88,21 @@ def find(documents: list[Manifest], kind: str, name: str = "") -> Manifest:
 def sentence_of(path: Path) -> str:
     """What a refused values file must be told: its first line, a comment."""
     return path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
+def closed(schema: Any) -> Any:
+    """The schema, with unknown fields refused as the API server's strict validation does."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: closed(value) for key, value in schema.items()}
+    if "(?i)" in str(inner.get("pattern", "")):  # Go's regular expressions may set a flag in the middle
+        inner["pattern"] = "(?i)" + inner["pattern"].replace("(?i)", "")
+    if (
+        "properties" in inner
+        and "additionalProperties" not in inner
+        and not inner.get("x-kubernetes-preserve-unknown-fields")
+    ):
+        inner["additionalProperties"] = False
+    return inner

@@ -138,7 +138,9 @@ def test_a_volume_as_cache_is_not_trusted_and_the_reason_says_what_would_be_righ
     right = volume / "xgboost-server"
     with running_server(None, SCORER_MODEL=str(CANCER), SCORER_CACHE_DIR=str(volume)) as server:
         reason = server.request("/v2/models/breast-cancer").json()["parameters"]["engine_reason"]
-        assert reason.startswith(f"{volume}: expected a folder of user {os.getuid()} that nobody else can write to, got one ")
+        assert reason.startswith(
+            f"{volume}: expected a folder of user {os.getuid()} that nobody else can write to, got one "
+        )
         assert f"with mode 2770; set SCORER_CACHE_DIR to a folder in it, such as {right}," in reason
         told = [line for line in server.lines() if line["level"] == "ERROR"]
         assert [line["event"] for line in told] == [f"XGBoost will serve, for our own kernels cannot: {reason}"]
