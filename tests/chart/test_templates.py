@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from service.metrics import BUCKETS
+from service.settings import SETTINGS
 from service.wire import ROUTES
 from tests.chart.helm import CASES, CHART, HERE, Manifest, find, manifests, missing, render, run_helm
 
@@ -215,10 +217,35 @@ def test_a_large_model_has_room_wherever_the_server_puts_it() -> None:
     assert sizes == {"model": "20Gi", "cache": "20Gi", "tmp": "20Gi"}
 
 
-def test_a_fetch_may_take_its_time_before_an_update_counts_as_failed() -> None:
-    fetched, baked = base('model.uri="s3://bucket/churn"'), base()
-    assert find(fetched, "Deployment")["spec"]["progressDeadlineSeconds"] > 600 + 480
-    assert find(baked, "Deployment")["spec"]["progressDeadlineSeconds"] == 600
+FETCHED = 'model.uri="s3://bucket/churn"'
+
+
+@pytest.mark.parametrize(
+    ("sets", "seconds"),
+    [
+        ((), 600),
+        (("startupSeconds=900",), 1020),
+        ((FETCHED,), 1200),
+        ((FETCHED, 'settings={"SCORER_FETCH_TIMEOUT_SECONDS": "1800.5"}'), 2401),
+        ((FETCHED, "progressDeadlineSeconds=785"), 785),
+        (("progressDeadlineSeconds=185",), 185),
+    ],
+)
+def test_an_update_does_not_count_as_failed_before_a_pod_can_be_ready(sets: tuple[str, ...], seconds: int) -> None:
+    assert find(base(*sets), "Deployment")["spec"]["progressDeadlineSeconds"] == seconds
+
+
+def test_the_server_and_the_chart_agree_how_long_a_fetch_may_take() -> None:
+    (setting,) = (setting for setting in SETTINGS if setting.variable == "SCORER_FETCH_TIMEOUT_SECONDS")
+    numbers = (CHART / "templates" / "_numbers.tpl").read_text(encoding="utf-8")
+    assert f'SCORER_FETCH_TIMEOUT_SECONDS | default "{setting.default}"' in numbers
+
+
+def test_annotations_of_the_deployment_are_its_own() -> None:
+    """Those of the pods would roll them."""
+    deployment = find(base('deploymentAnnotations={"reloader.stakater.com/auto": "true"}'), "Deployment")
+    assert deployment["metadata"]["annotations"] == {"reloader.stakater.com/auto": "true"}
+    assert deployment["spec"] == find(base(), "Deployment")["spec"]
 
 
 def test_a_fetched_model_is_checked_twice_against_its_digest() -> None:
@@ -267,7 +294,11 @@ def test_image_and_model_are_named_where_operators_look() -> None:
 def test_one_scaler_at_a_time_and_no_replicas_beside_it(scaler: str, kinds: set[str], has_replicas: bool) -> None:
     """Replicas in a manifest would set the count back at each sync (argoproj/argo-cd#5105)."""
     prometheus = '"http://prometheus:9090"' if scaler == "keda" else '""'
-    documents = base(f'autoscaling.scaler="{scaler}"', f"autoscaling.keda.serverAddress={prometheus}")
+    documents = base(
+        f'autoscaling.scaler="{scaler}"',
+        f"autoscaling.keda.serverAddress={prometheus}",
+        "monitoring.serviceMonitor.enabled=true",
+    )
     assert {document["kind"] for document in documents} & {"HorizontalPodAutoscaler", "ScaledObject"} == kinds
     assert ("replicas" in find(documents, "Deployment")["spec"]) is has_replicas
 
@@ -499,6 +530,13 @@ def test_prometheus_scrapes_the_admin_port_and_no_other() -> None:
     assert monitor["metadata"]["labels"]["release"] == "kube-prometheus-stack"
 
 
+def test_the_latency_objective_may_be_any_bound_of_the_histogram_and_nothing_else() -> None:
+    """Between two bounds nobody knows how many requests were slower."""
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    rules = schema["properties"]["monitoring"]["properties"]["rules"]["properties"]
+    assert tuple(rules["latencySeconds"]["enum"]) == BUCKETS
+
+
 # helm test and the notes.
 
 
@@ -526,6 +564,20 @@ def test_golden_rows_reach_the_test_pods_as_json() -> None:
     assert json.loads(environment["PREDICTIONS"]) == [1.0, 1.0]
 
 
+def test_a_test_pod_gets_the_authorities_of_the_proxys_certificate() -> None:
+    pod = find(manifests(CASES["gateway"]), "Pod", "-edge")["spec"]
+    (check,) = pod["containers"]
+    (mount,) = (mount for mount in check["volumeMounts"] if mount["name"] == "authorities")
+    assert environment_of(check)["SSL_CERT_FILE"] == f"{mount['mountPath']}/ca.pem"
+    (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "authorities")
+    assert "ca.pem" in find(manifests(CASES["gateway"]), "ConfigMap", volume["configMap"]["name"])["data"]
+
+
+def test_paths_that_are_let_through_on_purpose_are_no_fault_in_a_test_pod() -> None:
+    pod = find(manifests(CASES["nginx"]), "Pod", "-edge")["spec"]
+    assert json.loads(environment_of(pod["containers"][0])["EXTRA_PATHS"]) == ["/v1/models/churn", "/v2/models/churn"]
+
+
 def test_yaml_holds_no_key_twice() -> None:
     """A later one would silently win."""
 
@@ -540,7 +592,7 @@ def test_yaml_holds_no_key_twice() -> None:
 
 
 def notes(case: str) -> str:
-    """Of `helm install`, as if, without a cluster."""
+    """Of `helm install`, as if, without a cluster: Helm 3 would want one."""
     result = run_helm(
         "helm4", "install", "churn", CHART, "--dry-run=client", "--namespace", "scoring", "--values", CASES[case]
     )

@@ -1,9 +1,13 @@
-{{/* The paths that score, one a line, and the extra ones; whatever is not here does not exist for those outside. */}}
-{{- define "xgboost-server.paths" -}}
+{{- define "xgboost-server.scoringPaths" -}}
 /predict
 /score
 /v1/models/{{ .Values.model.name }}:predict
 /v2/models/{{ .Values.model.name }}/infer
+{{- end -}}
+
+{{/* The paths that score, one a line, and the extra ones; whatever is not here does not exist for those outside. */}}
+{{- define "xgboost-server.paths" -}}
+{{ include "xgboost-server.scoringPaths" . }}
 {{- range .Values.edge.extraPaths }}
 {{ . }}
 {{- end }}

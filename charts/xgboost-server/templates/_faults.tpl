@@ -5,11 +5,13 @@ stops the render if there are any.
 {{- define "xgboost-server.faults" -}}
 {{- include "xgboost-server.faults.required" . }}
 {{- include "xgboost-server.faults.model" . }}
+{{- include "xgboost-server.faults.pod" . }}
 {{- include "xgboost-server.faults.resources" . }}
 {{- include "xgboost-server.faults.scaling" . }}
 {{- include "xgboost-server.faults.stopping" . }}
 {{- include "xgboost-server.faults.edge" . }}
 {{- include "xgboost-server.faults.access" . }}
+{{- include "xgboost-server.faults.monitoring" . }}
 {{- end -}}
 
 {{- define "xgboost-server.faults.required" -}}
@@ -44,10 +46,47 @@ model.uri: oci:// needs Kubernetes 1.35, this is {{ .Capabilities.KubeVersion.Ve
 {{- if and .Values.model.httpsHosts (not (hasPrefix "https://" .Values.model.uri)) }}
 model.httpsHosts: only for a model.uri of https://; remove it
 {{- end }}
+{{- end -}}
+
+{{- /* What the API server would refuse only when it is applied: names and places that are taken, or not there. */}}
+{{- define "xgboost-server.faults.pod" -}}
+{{- $names := list }}
 {{- range $index, $entry := .Values.env }}
 {{- if or (hasPrefix "SCORER_" $entry.name) (eq "WEB_CONCURRENCY" $entry.name) }}
 env[{{ $index }}]: {{ $entry.name }} is a setting of the server; put it under settings, or use the value that sets it
+{{- else if has $entry.name $names }}
+env[{{ $index }}]: {{ $entry.name }} is there twice; the later one would win, unnoticed
 {{- end }}
+{{- $names = append $names $entry.name }}
+{{- end }}
+{{- range $name, $_ := .Values.labels }}
+{{- if has $name (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/part-of" "app.kubernetes.io/managed-by") }}
+labels: {{ $name }} is the chart's own; Services and budgets find the pods by it
+{{- end }}
+{{- end }}
+{{- range $name, $_ := .Values.podAnnotations }}
+{{- if has $name (list "kubectl.kubernetes.io/default-container" "xgboost-server/model-uri" "xgboost-server/model-sha256" "checksum/files") }}
+podAnnotations: {{ $name }} is the chart's own; remove it
+{{- end }}
+{{- end }}
+{{- $own := list "model" "cache" "tmp" "files" }}
+{{- $volumes := list }}
+{{- range $index, $volume := .Values.volumes }}
+{{- if has $volume.name (concat $own $volumes) }}
+volumes[{{ $index }}]: the name {{ $volume.name }} is taken; give it another
+{{- end }}
+{{- $volumes = append $volumes $volume.name }}
+{{- end }}
+{{- $places := list "/model" "/cache" "/tmp" "/etc/xgboost-server" }}
+{{- range $index, $mount := .Values.volumeMounts }}
+{{- $place := trimSuffix "/" $mount.mountPath }}
+{{- if has $place $places }}
+volumeMounts[{{ $index }}]: {{ $place }} is taken; mount it elsewhere
+{{- end }}
+{{- if not (has $mount.name (concat $own $volumes)) }}
+volumeMounts[{{ $index }}]: no volume has the name {{ $mount.name }}; put it under volumes
+{{- end }}
+{{- $places = append $places $place }}
 {{- end }}
 {{- end -}}
 
@@ -90,6 +129,9 @@ autoscaling.cpuPercent: 0, and memoryPercent too; an HPA without a metric never 
 {{- if and (eq .scaler "keda") (not .keda.serverAddress) }}
 autoscaling.keda.serverAddress: missing; KEDA asks Prometheus there
 {{- end }}
+{{- if and (eq .scaler "keda") (not $.Values.monitoring.serviceMonitor.enabled) }}
+autoscaling.scaler: keda, and monitoring.serviceMonitor.enabled is false; Prometheus would have no busy share of these pods to tell KEDA
+{{- end }}
 {{- if and (ne .scaler "keda") .keda.serverAddress }}
 autoscaling.keda.serverAddress: set, and autoscaling.scaler is {{ .scaler }}; two scalers of one Deployment fight, choose keda or remove it
 {{- end }}
@@ -104,18 +146,18 @@ autoscaling.keda.fallbackReplicas: {{ int64 .keda.fallbackReplicas }} is more th
 {{- if .enabled }}
 {{- $minimum := toString .minAvailable }}
 {{- $maximum := toString .maxUnavailable }}
+{{- $kept := include "xgboost-server.countPods" (dict "value" $minimum "pods" $pods) | int64 }}
+{{- $missing := include "xgboost-server.countPods" (dict "value" $maximum "pods" $pods) | int64 }}
 {{- if and (ne $minimum "") (ne $maximum "") }}
 disruptionBudget: minAvailable and maxUnavailable are both set; Kubernetes takes one, set the other to ""
 {{- else if and (eq $minimum "") (eq $maximum "") }}
 disruptionBudget: neither minAvailable nor maxUnavailable is set
-{{- else if or (eq $minimum "100%") (and (ne $minimum "") (not (hasSuffix "%" $minimum)) (ge (int64 $minimum) $pods)) }}
-disruptionBudget.minAvailable: {{ $minimum }} of {{ $field }} {{ $pods }}; no node with one of these pods could ever be drained
-{{- else if has $maximum (list "0" "0%") }}
+{{- else if and (ne $minimum "") (ge $kept $pods) }}
+disruptionBudget.minAvailable: {{ $minimum }} of {{ $field }} {{ $pods }} are {{ $kept }} pods; no node with one of them could ever be drained
+{{- else if and (ne $maximum "") (eq $missing 0) }}
 disruptionBudget.maxUnavailable: {{ $maximum }}; no node with one of these pods could ever be drained
-{{- else if or (eq $maximum "100%") (and (ne $maximum "") (not (hasSuffix "%" $maximum)) (ge (int64 $maximum) $pods)) }}
-{{- if gt $pods 1 }}
-disruptionBudget.maxUnavailable: {{ $maximum }} of {{ $field }} {{ $pods }}; one node drain could take all pods at once
-{{- end }}
+{{- else if and (ge $missing $pods) (gt $pods 1) }}
+disruptionBudget.maxUnavailable: {{ $maximum }} of {{ $field }} {{ $pods }} are {{ $missing }} pods; one node drain could take all of them at once
 {{- end }}
 {{- end }}
 {{- end }}
@@ -126,6 +168,11 @@ disruptionBudget.maxUnavailable: {{ $maximum }} of {{ $field }} {{ $pods }}; one
 {{- $needed := include "xgboost-server.neededGraceSeconds" . | int64 }}
 {{- if and $given (lt $given $needed) }}
 terminationGracePeriodSeconds: {{ $given }} is too short for drainSeconds {{ int64 .Values.drainSeconds }}; {{ include "xgboost-server.preStopSeconds" . }} s preStop, the drain and 10 s to end make {{ $needed }}
+{{- end }}
+{{- $deadline := int64 .Values.progressDeadlineSeconds }}
+{{- $start := include "xgboost-server.podStartSeconds" . | int64 }}
+{{- if and $deadline (lt $deadline $start) }}
+progressDeadlineSeconds: {{ $deadline }} is too short; a pod may take {{ include "xgboost-server.fetchSeconds" . }} s to fetch the model, {{ int64 .Values.startupSeconds }} to start and {{ include "xgboost-server.minReadySeconds" . }} to count as ready, {{ $start }} in all
 {{- end }}
 {{- end -}}
 
@@ -150,11 +197,22 @@ edge.gateway.parentRefs: set, and edge.kind is {{ .kind }}; one way in at a time
 {{- if and (ne .kind "nginx") .nginx.tlsSecret }}
 edge.nginx.tlsSecret: set, and edge.kind is {{ .kind }}; one way in at a time, choose nginx or remove it
 {{- end }}
+{{- if and (ne .kind "nginx") .nginx.rateLimit.rate }}
+edge.nginx.rateLimit.rate: set, and edge.kind is {{ .kind }}; nothing would limit callers, choose nginx or remove it
+{{- end }}
+{{- if and (ne .kind "nginx") .nginx.policies }}
+edge.nginx.policies: set, and edge.kind is {{ .kind }}; nothing would apply them, choose nginx or remove them
+{{- end }}
+{{- if and (ne .kind "aws-nlb") .awsNlb.sourceRanges }}
+edge.awsNlb.sourceRanges: set, and edge.kind is {{ .kind }}; nothing would keep others out, choose aws-nlb or remove them
+{{- end }}
 {{- if and (ne .kind "aws-nlb") .awsNlb.certificateArn }}
 edge.awsNlb.certificateArn: set, and edge.kind is {{ .kind }}; one way in at a time, choose aws-nlb or remove it
 {{- end }}
 {{- range $index, $path := .extraPaths }}
-{{- if or (eq $path "/metrics") (hasPrefix "/v2/repository" $path) }}
+{{- if has $path (splitList "\n" (include "xgboost-server.scoringPaths" $)) }}
+edge.extraPaths[{{ $index }}]: {{ $path }} is a scoring path and let through already
+{{- else if or (eq $path "/metrics") (hasPrefix "/v2/repository" $path) }}
 edge.extraPaths[{{ $index }}]: {{ $path }} is for the admin port only
 {{- else if and (eq $.Values.edge.kind "nginx") $.Values.edge.nginx.retries.causes $.Values.edge.nginx.retries.nonIdempotent (not (regexMatch "^(/livez|/readyz|/healthz|/v1/models|/v2)(/|$)|^(/predict|/score|/invocations|/ping|/version|/execution-parameters)$" $path)) }}
 edge.extraPaths[{{ $index }}]: {{ $path }} is not known to be without effect, and edge.nginx.retries.nonIdempotent may send a request twice; set that to false
@@ -165,6 +223,11 @@ edge.nginx.retries.seconds: {{ .nginx.retries.seconds }} is not below edge.readS
 {{- end }}
 {{- if and $.Values.test.edgeUrl (not (has .kind (list "nginx" "gateway"))) }}
 test.edgeUrl: set, and edge.kind {{ .kind }} has no proxy to test
+{{- end }}
+{{- end }}
+{{- with .Values.test.edgeAuthorities }}
+{{- if not (hasKey $.Values.files .) }}
+test.edgeAuthorities: {{ . }} is not in files
 {{- end }}
 {{- end }}
 {{- if ne (len .Values.test.rows) (len .Values.test.predictions) }}
@@ -183,5 +246,16 @@ serviceAccount.create: false, so its annotations and awsRoleArn would be lost; p
 {{- end }}
 {{- if and .Values.networkPolicy.enabled (eq .Values.edge.kind "aws-nlb") (not .Values.networkPolicy.callers) }}
 networkPolicy.callers: missing; with aws-nlb name the load balancer's addresses, such as {ipBlock: {cidr: 10.0.0.0/16}}
+{{- end }}
+{{- end -}}
+
+{{- define "xgboost-server.faults.monitoring" -}}
+{{- with .Values.monitoring }}
+{{- if gt (include "xgboost-server.milliseconds" .serviceMonitor.scrapeTimeout | int64) (include "xgboost-server.milliseconds" .serviceMonitor.interval | int64) }}
+monitoring.serviceMonitor.scrapeTimeout: {{ .serviceMonitor.scrapeTimeout }} is longer than the interval, {{ .serviceMonitor.interval }}; the Prometheus Operator drops such a monitor
+{{- end }}
+{{- if and .rules.enabled (not .serviceMonitor.enabled) }}
+monitoring.rules.enabled: true, and monitoring.serviceMonitor.enabled is false; no metric would have the labels that the rules ask for, and ScorerNoReadyPod would never end
+{{- end }}
 {{- end }}
 {{- end -}}

@@ -80,6 +80,43 @@ drains for at most drainSeconds, and has 10 s to end.
 {{ add (include "xgboost-server.preStopSeconds" . | int64) (int64 .Values.drainSeconds) 10 }}
 {{- end -}}
 
+{{/*
+How long a new pod may take: to fetch the model, to start, and to be ready for minReadySeconds before it counts. The computed
+deadline leaves two minutes more for scheduling and pulling the image.
+*/}}
+{{- define "xgboost-server.minReadySeconds" -}}
+5
+{{- end -}}
+
+{{- define "xgboost-server.fetchSeconds" -}}
+{{- $model := include "xgboost-server.model" . | fromYaml -}}
+{{ ternary (.Values.settings.SCORER_FETCH_TIMEOUT_SECONDS | default "600") "0" (eq (toString $model.kind) "fetched") | float64 | ceil | int64 }}
+{{- end -}}
+
+{{- define "xgboost-server.podStartSeconds" -}}
+{{ add (include "xgboost-server.fetchSeconds" . | int64) (int64 .Values.startupSeconds) (include "xgboost-server.minReadySeconds" . | int64) }}
+{{- end -}}
+
+{{- define "xgboost-server.progressSeconds" -}}
+{{- $computed := add 120 (include "xgboost-server.fetchSeconds" . | int64) (max 480 (int64 .Values.startupSeconds)) -}}
+{{ int64 .Values.progressDeadlineSeconds | default $computed }}
+{{- end -}}
+
+{{/* A number of pods or a share of them, as a disruption budget counts: shares are rounded up. Takes `value` and `pods`. */}}
+{{- define "xgboost-server.countPods" -}}
+{{- if hasSuffix "%" .value -}}
+{{ div (add (mul (trimSuffix "%" .value | int64) .pods) 99) 100 }}
+{{- else -}}
+{{ int64 .value }}
+{{- end -}}
+{{- end -}}
+
+{{/* A duration as Prometheus writes it → milliseconds: 15s → 15000. */}}
+{{- define "xgboost-server.milliseconds" -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{ mul (trimSuffix $unit . | int64) (get (dict "ms" 1 "s" 1000 "m" 60000) $unit) }}
+{{- end -}}
+
 {{- define "xgboost-server.graceSeconds" -}}
 {{ int64 .Values.terminationGracePeriodSeconds | default (include "xgboost-server.neededGraceSeconds" . | int64) }}
 {{- end -}}
