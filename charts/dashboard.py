@@ -41,6 +41,7 @@ class Panel:
     # Value from which on a colour holds.
     thresholds: tuple[tuple[float | None, str], ...] = ((None, "green"),)
     maximum: float | None = None
+    decimals: int | None = None
     stacked: bool = False
 
 
@@ -81,6 +82,7 @@ WELL = Row(
             width=4,
             height=5,
             thresholds=((None, "red"), (0.99, "orange"), (0.999, "green")),
+            decimals=3,  # by itself Grafana rounds 99.95 % to 100 %
         ),
         Panel(
             "Latency, p99",
@@ -510,6 +512,7 @@ def panels() -> list[Json]:
 def panel_json(panel: Panel, number: int, place: Json) -> Json:
     steps = [{"value": value, "color": colour} for value, colour in panel.thresholds]
     limits = {} if panel.maximum is None else {"max": panel.maximum, "min": 0}
+    digits = {} if panel.decimals is None else {"decimals": panel.decimals}
     custom = look(panel)
     return {
         "id": number,
@@ -525,6 +528,7 @@ def panel_json(panel: Panel, number: int, place: Json) -> Json:
                 "thresholds": {"mode": "absolute", "steps": steps},
                 "color": {"mode": "thresholds" if panel.kind == "stat" else "palette-classic"},
                 **limits,
+                **digits,
                 **custom,
             },
             "overrides": [],
