@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(folder, "commit", "--quiet", "--message", "first")
     git(folder, "tag", "v0.1.0")
     template = folder / "charts" / CHART.name / "templates" / "deployment.yaml"
-    template.write_text(template.read_text().replace("minReadySeconds: 5", "minReadySeconds: 10"))
+    template.write_text(re.sub("minReadySeconds: .*", "minReadySeconds: 10", template.read_text()))
     git(folder, "commit", "--quiet", "--all", "--message", "second")
     git(folder, "tag", "v0.2.0")
     return folder
