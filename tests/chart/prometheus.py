@@ -42,9 +42,10 @@ class Prometheus:
         """Every series that the expression had at any second; a change of the model is over after a few."""
         return self.query(f"last_over_time(({expression})[10m:1s])")
 
-    def has(self, expression: str) -> bool:
+    def has_had(self, expression: str) -> bool:
+        """At a whole second, which `query_since_start` looks at: what is true between two may be true at none."""
         try:
-            return bool(self.query(expression))
+            return bool(self.query_since_start(expression))
         except OSError:  # it does not listen yet
             return False
 
@@ -69,7 +70,7 @@ def running_prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
         )
     try:
         found = Prometheus(f"http://{address}")
-        wait_until(lambda: found.has("scorer_start_time_seconds"), 60)
+        wait_until(lambda: found.has_had("scorer_start_time_seconds"), 60)
         yield found
     finally:
         process.terminate()

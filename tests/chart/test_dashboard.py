@@ -168,13 +168,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         running_prometheus(folder, f"{server.host}:{server.admin_port}") as prometheus,
     ):
         # A rate takes two scrapes.
-        wait_until(lambda: prometheus.has(f"rate(scorer_cpu_seconds_total{{{SELECT}}}[$__rate_interval]) > 0"), 60)
+        wait_until(lambda: prometheus.has_had(f"rate(scorer_cpu_seconds_total{{{SELECT}}}[$__rate_interval]) > 0"), 60)
         idle = {panel.title: prometheus.query(panel.queries[0].expression) for panel in STATS}
         with load(server):
-            wait_until(lambda: prometheus.has(SCORED), 60)
+            wait_until(lambda: prometheus.has_had(SCORED), 60)
             shutil.copytree(IRIS.parent, models / "2")
-            # Since the start, which looks at whole seconds: what is true at this moment may not be at one.
-            wait_until(lambda: prometheus.query_since_start(SWAPPED) and prometheus.query_since_start(DRAINED), 60)
+            wait_until(lambda: prometheus.has_had(SWAPPED) and prometheus.has_had(DRAINED), 60)
             yield Watched(prometheus, idle)
 
 

@@ -179,7 +179,7 @@ def test_every_query_of_the_dashboard_has_data_of_a_pod(release: Release, load: 
     service = ["--namespace", release.namespace, "port-forward", f"service/{release.name}-admin"]
     with forwarded(service, "9000") as port, running_prometheus(tmp_path, f"127.0.0.1:{port}") as prometheus:
         scored = 'rate(scorer_stage_seconds_count{stage="predict"}[5s]) > 0'
-        wait_for("Prometheus has seen scores", lambda: prometheus.has(scored), 60)
+        wait_for("Prometheus has seen scores", lambda: prometheus.has_had(scored), 60)
         assert [query.expression for query in queries if not prometheus.query_since_start(query.expression)] == []
 
 
