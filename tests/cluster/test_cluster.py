@@ -167,7 +167,8 @@ def test_the_notes_curl_through_the_proxy_works(installed: tuple[Release, str]) 
     wait_for("the edge lets scores through", lambda: not answers_badly(url))
     notes = release.helm("get", "notes", RELEASE).stdout
     (curl,) = re.findall(rf"^ *curl (http://{re.escape(HOST)}/.*)$", notes, re.MULTILINE)
-    command = f"curl --silent --fail --connect-to {HOST}:80:{urlsplit(url).netloc} {curl}"
+    proxy = urlsplit(url)
+    command = f"curl --silent --fail --connect-to {HOST}:80:{proxy.hostname}:{proxy.port or 80} {curl}"
     found = subprocess.run(command, shell=True, check=True, capture_output=True, text=True, timeout=30)
     assert found.stdout == '{"predictions":[1.0,1.0]}'
 
