@@ -33,4 +33,4 @@ install_chart kube-system metrics-server metrics-server 3.13.0 \
 install_chart nginx-ingress nginx-ingress oci://ghcr.io/nginx/charts/nginx-ingress 2.7.1 \
     --set controller.enableSnippets=true --set 'controller.config.entries.worker-shutdown-timeout=60s' \
     --set controller.service.type=NodePort --set controller.service.httpPort.nodePort=30080
-install_chart argocd argocd oci://ghcr.io/argoproj/argo-helm/argo-cd 10.1.1
+install_chart argocd argocd oci://ghcr.io/argoproj/argo-helm/argo-cd 10.1.1 --set notifications.cm.create=false
