@@ -25,6 +25,21 @@ class Review:
     difference: str
 
 
+@dataclass(frozen=True)
+class Layout:
+    title: str
+    section: str
+    name: str
+    line: str
+
+    def paragraph(self, name: str, lines: list[str]) -> str:
+        return "\n".join([self.name.format(name), *(self.line.format(line) for line in lines)])
+
+
+TERMINAL = Layout("{}", "{}", "{}", "  {}")
+MARKDOWN = Layout("# {}", "## {}", "**{}**\n", "- {}")
+
+
 def review(name: str, before: Environment | None, after: Environment | None) -> Review:
     if before and after:
         changes, text = describe(before, after), difference(before, after)
@@ -38,21 +53,28 @@ def review(name: str, before: Environment | None, after: Environment | None) -> 
     return Review(name, changes, refused, text)
 
 
+def as_text(reviews: list[Review]) -> str:
+    return "\n\n".join(laid_out(reviews, TERMINAL)) + "\n"
+
+
 def as_markdown(reviews: list[Review]) -> str:
-    changed = [found for found in reviews if found.changes]
-    refused = [(found.environment, reason) for found in reviews for reason in found.refused]
-    lines = ["# What the merge changes", ""]
-    lines += [f"- **{found.environment}**: {'; '.join(found.changes)}" for found in changed]
-    if not changed:
-        lines.append("Nothing in any environment.")
+    folded = [
+        f"<details><summary>{found.environment}, as rendered</summary>\n\n```diff\n{found.difference}\n```\n\n</details>"
+        for found in reviews
+        if found.difference
+    ]
+    return "\n\n".join([*laid_out(reviews, MARKDOWN), *folded]) + "\n"
+
+
+def laid_out(reviews: list[Review], layout: Layout) -> list[str]:
+    """Paragraphs: what changes, by environment, then what is refused."""
+    changes = [layout.paragraph(found.environment, found.changes) for found in reviews if found.changes]
+    refused = [layout.paragraph(found.environment, found.refused) for found in reviews if found.refused]
+    paragraphs = [layout.title.format("What the merge changes"), *(changes or ["Nothing in any environment."])]
     if refused:
-        lines += ["", f"## Refused, for {len(refused)} reason{'s' if len(refused) > 1 else ''}", ""]
-        lines += [f"- **{name}**: {reason}" for name, reason in refused]
-    for found in reviews:
-        if found.difference:
-            lines += ["", f"<details><summary>{found.environment}, as rendered</summary>", ""]
-            lines += ["```diff", found.difference, "```", "", "</details>"]
-    return "\n".join(lines) + "\n"
+        count = sum(len(found.refused) for found in reviews)
+        paragraphs.append(layout.section.format(f"Refused, for {count} reason{'s' if count > 1 else ''}"))
+    return paragraphs + refused
 
 
 def as_json(reviews: list[Review]) -> str:
@@ -80,14 +102,15 @@ def main() -> int:
     given = parser.parse_args()
     try:
         reviews = review_all(Path.cwd(), given.base, os.environ.get("HELM", "helm"))
-        text, document = as_markdown(reviews), as_json(reviews)
+        text, markdown, document = as_text(reviews), as_markdown(reviews), as_json(reviews)
     except CannotTell as error:
-        text, document = f"# What the merge changes\n\nCannot be told: {error}\n", ""
-    for path, content in ((given.markdown, text), (given.json, document)):
+        text, document = f"Cannot be told: {error}\n", ""
+        markdown = f"# What the merge changes\n\n{text}"
+    for path, content in ((given.markdown, markdown), (given.json, document)):
         if path and content:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="utf-8")
-    print(text.partition("\n<details>")[0].strip())
+    print(text, end="")
     return 2 if not document else int(any(found.refused for found in reviews))
 
 

@@ -162,9 +162,14 @@ def read_environment(name: str, text: str, records: dict[str, Document], tree: T
     done = render(charts.helm, folder or tree.root / CHART, text)
     if done.returncode:
         return known(fault=readable(done.stderr))
-    documents = [found for found in yaml.safe_load_all(done.stdout) if found]
+    documents = [found for found in yaml.safe_load_all(done.stdout) if found and not is_for_helm_test(found)]
     objects = {f"{found['kind']} {found['metadata']['name']}": found for found in documents}
     return known(text=done.stdout, objects=objects)
+
+
+def is_for_helm_test(document: Document) -> bool:
+    """Argo CD leaves these out."""
+    return bool(document["metadata"].get("annotations", {}).get("helm.sh/hook") == "test")
 
 
 def find_record(records: dict[str, Document], environment: Environment) -> tuple[str, Document | None]:
@@ -184,7 +189,7 @@ def version_of(record: str, environment: Environment) -> str:
 
 
 def readable(text: str) -> str:
-    """Helm's message without the way through its templates: the chart's own sentences, or the schema's."""
+    """Helm's message without the way through its templates: the chart's own sentences, or the schema's, one on a line."""
     lines = re.sub(r"execution error at \(.*?\): ", "", text.strip().removeprefix("Error: ")).splitlines()
     told = [line.strip(" -") for line in lines if re.search(r"\w+ ", line) and not line.startswith("Use --debug")]
-    return "; ".join(told[1:] if len(told) > 1 else told)
+    return "\n".join(told[1:] if len(told) > 1 else told)

@@ -13,8 +13,7 @@ LEAST_LIMIT = 0.5
 
 
 def check_render(before: Environment | None, after: Environment) -> Iterator[str]:
-    if after.fault:
-        yield f"Helm refuses it: {after.fault}"
+    yield from (f"Helm refuses it: {fault}" for fault in after.fault.splitlines())
 
 
 def check_environment(before: Environment | None, after: Environment) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator
 
@@ -135,6 +136,11 @@ def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from leaves(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value and all(isinstance(entry, dict) and "name" in entry for entry in value):
+        # As Kubernetes keeps variables and the like: by their names.
+        for entry in value:
+            rest = {key: inner for key, inner in entry.items() if key != "name"}
+            yield from leaves(rest.get("value", rest), f"{path}.{entry['name']}")
     else:
         yield path, value
 
@@ -146,9 +152,15 @@ def describe_objects(before: Environment, after: Environment) -> Iterator[str]:
     ):
         if names:
             yield f"{words}: {', '.join(sorted(names))}"
-    if before.chart != after.chart:
-        kept = [key for key in after.objects if key in before.objects and after.objects[key] != before.objects[key]]
+    if before.chart != after.chart and before.is_chart_here and after.is_chart_here:
+        kept = [key for key in after.objects.keys() & before.objects.keys() if differ(before, after, key)]
         yield f"other content: {', '.join(sorted(kept)) or 'nothing'}"
+
+
+def differ(before: Environment, after: Environment, key: str) -> bool:
+    """In more than a digest, which has its sentence."""
+    old, new = (re.sub(r"[0-9a-f]{64}", "", json.dumps(side.objects[key])) for side in (before, after))
+    return old != new
 
 
 def arrow(before: Environment, after: Environment, path: str) -> str:
@@ -163,11 +175,13 @@ def short(value: object) -> str:
     """Digests by their first twelve digits, as everywhere."""
     if value in ("", None):
         return "none"
-    text = str(value).lower() if isinstance(value, bool) else str(value)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1…", text)
 
 
 def difference(before: Environment, after: Environment) -> str:
-    """Of the renders, for whoever looks closer; without the dashboard's 55 KB on one line."""
+    """Of the renders, for whoever looks closer; without the dashboard's 55 KB on one line. Nothing where there is only one."""
+    if before.fault or after.fault:
+        return ""
     old, new = (re.sub(r'(?<=\.json: )".{1000,}"', '"…"', side.text).splitlines() for side in (before, after))
     return "\n".join(difflib.unified_diff(old, new, "before", "after", n=2, lineterm=""))

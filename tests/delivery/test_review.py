@@ -89,7 +89,8 @@ def test_markdown_and_json_say_the_same_and_are_written_when_it_refuses(reposito
     apply(FOLDER / "refused" / "two-faults-at-once", repository)
     done = review(repository, "HEAD", "--markdown", "build/review.md", "--json", "build/review.json")
     assert done.returncode == 1
-    assert (repository / "build" / "review.md").read_text().startswith(done.stdout.strip())
+    markdown = (repository / "build" / "review.md").read_text()
+    assert re.findall(r"\w{3,}", markdown.partition("<details>")[0]) == re.findall(r"\w{3,}", done.stdout)
     document = json.loads((repository / "build" / "review.json").read_text())
     assert document["refused"] is True
     (prod,) = (found for found in document["environments"] if found["environment"] == "prod")
