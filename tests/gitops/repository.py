@@ -10,8 +10,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from tests.chart.helm import TOOLS
 from tests.cluster.cluster import wait_for
@@ -19,6 +21,7 @@ from tests.serving import ROOT
 
 NAMESPACE = "scoring-dev"
 APPLICATION = "scoring-dev"
+PROD = "scoring-prod"
 PLACEHOLDER = "https://github.com/OWNER/REPOSITORY.git"
 VALUES = """\
 image:
@@ -67,26 +70,47 @@ class Repository:
     folder: Path
     url: str
 
-    @property
-    def values(self) -> Path:
-        return self.folder / "argocd" / "environments" / "dev" / "values.yaml"
+    def values(self, environment: str = "dev") -> Path:
+        return self.folder / "argocd" / "environments" / environment / "values.yaml"
 
     def git(self, *arguments: str) -> str:
         identity = ("-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false")
         return run("git", *identity, *arguments, folder=self.folder).stdout.strip()
 
-    def prepare(self, image: str, digest: str) -> None:
-        """As its owner would: the address, what this cluster has, and what dev runs. One number differs: how long a Deployment
-        waits until it calls itself failed, ten minutes otherwise."""
+    def prepare(self, image: str, digest: str, slack: str) -> None:
+        """As its owner would: the address, what this cluster has, and what dev runs. What differs: how long a Deployment waits
+        until it calls itself failed, ten minutes otherwise; the hours of prod's windows; and where Slack is."""
         for path in self.folder.glob("argocd/**/*.yaml"):
             path.write_text(path.read_text().replace(PLACEHOLDER, self.url))
+        self.write_windows(are_open=False)
+        notifications = self.folder / "argocd" / "apps" / "notifications.yaml"
+        token = "    token: $slack-token\n"
+        assert token in notifications.read_text()
+        notifications.write_text(notifications.read_text().replace(token, f"{token}    apiURL: {slack}\n"))
         for name in ("platform", "environments/staging", "environments/prod"):
             shutil.rmtree(self.folder / "argocd" / name)
         template = self.folder / "charts" / "xgboost-server" / "templates" / "deployment.yaml"
         template.write_text(re.sub(r"(progressDeadlineSeconds:).*", r"\1 45", template.read_text()))
         version = self.commit("the chart of the first release")
-        self.values.write_text(VALUES.format(name=image, version=version, digest=digest))
+        self.values().write_text(VALUES.format(name=image, version=version, digest=digest))
         self.publish("the first release in dev")
+
+    def write_windows(self, *, are_open: bool) -> str:
+        """Windows of 8 and 4 hours that began within this hour, or begin in half a day."""
+        hour = (datetime.now(ZoneInfo("Europe/Berlin")).hour + (0 if are_open else 12)) % 24
+        path = self.folder / "argocd" / "apps" / "projects.yaml"
+        schedule = f"0 {hour} * * *"
+        text, count = re.subn(r'schedule: ".*"', f'schedule: "{schedule}"', path.read_text())
+        assert count == 2
+        path.write_text(text)
+        return schedule
+
+    def open_windows(self, *, are_open: bool) -> None:
+        schedule = self.write_windows(are_open=are_open)
+        self.publish(f"prod's windows are {'open' if are_open else 'closed'}")
+        look("application", "bootstrap", "refresh=normal")
+        wait_until("Argo CD has the windows", lambda: {found["schedule"] for found in windows()} == {schedule})
+        look("application", PROD, "refresh=normal")
 
     def commit(self, message: str) -> str:
         """The version that a release of this commit would have."""
@@ -101,13 +125,15 @@ class Repository:
     def push(self) -> None:
         self.git("push", "--quiet", "--force", "origin", "HEAD:main")
         look("applicationset", "scoring", "application-set-refresh=true")
-        look("application", APPLICATION, "refresh=normal")
+        for name in (APPLICATION, PROD):
+            look("application", name, "refresh=normal")
 
-    def edit(self, old: str, new: str) -> None:
-        text = self.values.read_text()
+    def edit(self, old: str, new: str, environment: str = "dev") -> None:
+        path = self.values(environment)
+        text = path.read_text()
         assert old in text
-        self.values.write_text(text.replace(old, new))
-        self.publish(f"dev: {old.strip()} → {new.strip()}")
+        path.write_text(text.replace(old, new))
+        self.publish(f"{environment}: {old.strip()} → {new.strip()}")
 
     def revert(self) -> None:
         self.git("revert", "--no-edit", "HEAD")
@@ -135,8 +161,13 @@ def look(kind: str, name: str, what: str) -> None:
     subprocess.run(command, capture_output=True)
 
 
-def status() -> tuple[str, str]:
-    found = get("application", APPLICATION, "argocd").get("status", {})
+def windows() -> list[Document]:
+    found: list[Document] = get("appproject", "scoring", "argocd")["spec"]["syncWindows"]
+    return found
+
+
+def status(application: str = APPLICATION) -> tuple[str, str]:
+    found = get("application", application, "argocd").get("status", {})
     return found.get("sync", {}).get("status", ""), found.get("health", {}).get("status", "")
 
 
@@ -144,15 +175,24 @@ def wait_until(what: str, condition: Callable[[], Any], seconds: float = 240) ->
     try:
         return wait_for(what, condition, seconds)
     except AssertionError:
-        print(json.dumps(get("application", APPLICATION, "argocd").get("status", {}), indent=1)[:6000])
+        for name in (APPLICATION, PROD):
+            found = get("application", name, "argocd").get("status", {})
+            told = {key: found.get(key) for key in ("sync", "health", "conditions", "operationState")}
+            print(f"{name}: {json.dumps(told)[:6000]}")
         raise
 
 
-def wait_until_settled() -> None:
-    wait_until("Synced and Healthy", lambda: status() == ("Synced", "Healthy"))
+def wait_until_settled(application: str = APPLICATION) -> None:
+    wait_until("Synced and Healthy", lambda: status(application) == ("Synced", "Healthy"))
 
 
-def settle_after(seconds: float) -> None:
+def settle_after(seconds: float, application: str = APPLICATION) -> None:
     """Time in which Argo CD, told to look, could do what it must not do."""
-    look("application", APPLICATION, "refresh=normal")
+    look("application", application, "refresh=normal")
     time.sleep(seconds)
+
+
+def argocd(*arguments: str) -> None:
+    """Its program, as docs/gitops.md calls it where none is at hand."""
+    cli = ("exec", "statefulset/argocd-application-controller", "--", "argocd", *arguments, "--core")
+    kubectl(*cli, namespace="argocd")

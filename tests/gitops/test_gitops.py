@@ -4,13 +4,14 @@
     LOAD_IMAGE    a command that puts the images of an archive on its nodes
     SERVER_IMAGE  a built image of the server, where it need not be built
 
-The tests build on each other, in this order, as commits do. They use the objects bootstrap and scoring of Argo CD and the
-namespace scoring-dev, and remove them.
+The tests build on each other, in this order, as commits do. They use the objects bootstrap and scoring of Argo CD, its
+notifications and the namespaces scoring-dev and scoring, and remove them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -24,7 +25,10 @@ from tests.cluster.cluster import PATH, ROW, Load, Release, has, own_address, wa
 from tests.gitops.repository import (
     APPLICATION,
     NAMESPACE,
+    PROD,
+    Document,
     Repository,
+    argocd,
     get,
     kubectl,
     look,
@@ -34,10 +38,12 @@ from tests.gitops.repository import (
     wait_until,
     wait_until_settled,
 )
+from tests.gitops.slack import Slack, listening_slack, running_notifications
 from tests.serving import ROOT, free_port
 
 IMAGE = "localhost/xgboost-server-gitops"
 NAME = "xgboost-server"
+REFUSED = "refused"
 
 
 def absent() -> str:
@@ -63,7 +69,13 @@ def digests() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, digests: list[str]) -> Iterator[Repository]:
+def slack() -> Iterator[Slack]:
+    with listening_slack(own_address(Release("default", IMAGE)), free_port()) as found, running_notifications():
+        yield found
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory, digests: list[str], slack: Slack) -> Iterator[Repository]:
     folder = tmp_path_factory.mktemp("git")
     address, port = own_address(Release("default", IMAGE)), free_port()
     run("git", "clone", "--quiet", "--bare", "--single-branch", ROOT, folder / "served.git")
@@ -71,7 +83,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, digests: list[str]) -> 
     found = Repository(folder / "work", f"git://{address}:{port}/served.git")
     found.git("checkout", "--quiet", "-B", "main")
     run("git", "symbolic-ref", "HEAD", "refs/heads/main", folder=folder / "served.git")
-    found.prepare(IMAGE, digests[0])
+    found.prepare(IMAGE, digests[0], slack.url)
     daemon = [
         "git",
         "daemon",
@@ -101,7 +113,7 @@ def remove() -> None:
     for kind, name in (
         ("application", "bootstrap"),
         ("applicationset", "scoring"),
-        ("application", APPLICATION),
+        ("application", f"{APPLICATION},{PROD},{REFUSED}"),
         ("appproject", "bootstrap,scoring,platform"),
     ):
         subprocess.run(
@@ -117,7 +129,7 @@ def remove() -> None:
             ],
             capture_output=True,
         )
-    subprocess.run(["kubectl", "delete", "namespace", NAMESPACE, "--wait=false"], capture_output=True)
+    subprocess.run(["kubectl", "delete", "namespace", NAMESPACE, "scoring", "--wait=false"], capture_output=True)
 
 
 @pytest.fixture
@@ -154,8 +166,8 @@ def version(url: str) -> str:
         return found
 
 
-def scaler() -> int:
-    found: int = get("hpa", NAME).get("spec", {}).get("maxReplicas", 0)
+def scaler(namespace: str = NAMESPACE) -> int:
+    found: int = get("hpa", NAME, namespace).get("spec", {}).get("maxReplicas", 0)
     return found
 
 
@@ -201,7 +213,7 @@ def test_the_number_of_pods_is_the_scalers(repository: Repository) -> None:
     wait_until_settled()
 
 
-def test_the_way_in_goes_only_when_a_person_agrees(repository: Repository) -> None:
+def test_the_way_in_goes_only_when_a_person_agrees(repository: Repository, slack: Slack) -> None:
     repository.edit("  kind: nginx\n", "  kind: none\n")
 
     def waits() -> bool:
@@ -210,43 +222,204 @@ def test_the_way_in_goes_only_when_a_person_agrees(repository: Repository) -> No
 
     wait_until("the sync waits for a person", waits)
     assert get("ingress", NAME)
+    slack.wait_for(APPLICATION, "Waiting for pruning confirmation of", "Ingress")
     repository.revert()
     # The sync that waits would go on waiting, for a question that nobody asks any more.
-    terminate()
+    argocd("app", "terminate-op", APPLICATION)
+    look("application", APPLICATION, "refresh=normal")
     wait_until_settled()
     assert get("ingress", NAME)
 
 
-def terminate() -> None:
-    """`argocd app terminate-op`, without its server."""
-    patch = '{"status": {"operationState": {"phase": "Terminating"}}}'
-    subprocess.run(
-        ["kubectl", "--namespace", "argocd", "patch", "application", APPLICATION, "--type", "merge", "--patch", patch],
-        capture_output=True,
-    )
-    look("application", APPLICATION, "refresh=normal")
-
-
 def test_an_image_goes_from_a_commit_through_the_review_to_pods_and_no_request_is_lost(
-    repository: Repository, digests: list[str], url: str, load: Load
+    repository: Repository, digests: list[str], url: str, load: Load, slack: Slack
 ) -> None:
+    told = len(slack.messages)
     assert version(url) == "1"
     repository.deploy(digests[1], f"0.1.0-g{repository.git('rev-parse', '--short=12', 'HEAD')}")
     words = repository.review()
-    assert "**dev**: image 0.1.0-g" in words
+    print(words)
+    assert "\ndev\n  image 0.1.0-g" in words
     assert f"→ {digests[1][:19]}…" in words
     repository.publish("the second release in dev")
     wait_until("a pod answers with the new version", lambda: version(url) == "2")
     wait_until_settled()
     wait_until("every pod does", lambda: {version(url) for _ in range(8)} == {"2"})
+    assert slack.messages[told:] == []
 
 
 def test_an_image_that_is_not_there_ends_degraded_while_the_old_pods_serve_and_a_revert_mends_it(
-    repository: Repository, digests: list[str], url: str, load: Load
+    repository: Repository, digests: list[str], url: str, load: Load, slack: Slack
 ) -> None:
     repository.edit(digests[1], f"sha256:{'1' * 64}")
     wait_until("Degraded", lambda: status()[1] == "Degraded")
+    slack.wait_for(APPLICATION, "is degraded", "revert")
     assert version(url) == "2"
     repository.revert()
     wait_until_settled()
     assert version(url) == "2"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("minReplicas: 2", "minReplicas: 1", "in production at least 2"),
+        ("drainSeconds: 15", "drainSeconds: soon", "drainSeconds"),
+    ],
+)
+def test_what_helm_refuses_changes_nothing_and_someone_hears_why(
+    repository: Repository, slack: Slack, old: str, new: str, reason: str
+) -> None:
+    """The chart is the same commit each time: a message that goes out once for each of its commits would go out once."""
+    before, told = get("deployment", NAME)["metadata"]["generation"], len(slack.messages)
+    repository.edit(old, new)
+    slack.wait_for(APPLICATION, "differs from Git", reason, after=told)
+    settle_after(10)
+    assert status() == ("Unknown", "Healthy")
+    assert get("deployment", NAME)["metadata"]["generation"] == before
+    repository.revert()
+    wait_until_settled()
+
+
+def test_prod_changes_by_itself_only_in_its_window_and_by_hand_always(repository: Repository, slack: Slack) -> None:
+    repository.values("prod").parent.mkdir()
+    repository.values("prod").write_text(repository.values().read_text().replace("kind: nginx", "kind: none"))
+    repository.publish("the first release in prod")
+    wait_until("prod differs", lambda: status(PROD)[0] == "OutOfSync")
+    slack.wait_for(PROD, "differs from Git")
+    settle_after(10, PROD)
+    assert not get("deployment", NAME, "scoring")
+
+    repository.open_windows(are_open=True)
+    wait_until_settled(PROD)
+    assert scaler("scoring") == 4
+
+    repository.open_windows(are_open=False)
+    repository.edit("maxReplicas: 4", "maxReplicas: 5", "prod")
+    wait_until("prod differs", lambda: status(PROD)[0] == "OutOfSync")
+    settle_after(10, PROD)
+    assert (status(PROD)[0], scaler("scoring")) == ("OutOfSync", 4)
+
+    argocd("app", "sync", PROD, "--timeout", "100")
+    wait_until("what was synced by hand is live", lambda: scaler("scoring") == 5)
+    wait_until_settled(PROD)
+
+
+def test_an_environment_whose_folder_is_gone_keeps_serving(repository: Repository, url: str, load: Load) -> None:
+    """Its neighbour's change of the same commit shows that the ApplicationSet has seen it."""
+    before = get("application", APPLICATION, "argocd")["metadata"]
+    path = repository.values("prod")
+    path.write_text(path.read_text().replace("maxReplicas: 5", "maxReplicas: 6"))
+    repository.values().unlink()
+    repository.publish("dev is gone")
+    wait_until("the ApplicationSet has seen the commit", lambda: asked_for(PROD) == 6)
+    settle_after(10)
+    after = get("application", APPLICATION, "argocd")["metadata"]
+    assert (after["uid"], after.get("deletionTimestamp")) == (before["uid"], None)
+    assert version(url) == "2"
+    repository.revert()
+    wait_until("the ApplicationSet has seen the way back", lambda: asked_for(PROD) == 5)
+    wait_until_settled()
+
+
+def asked_for(application: str) -> int:
+    """The most pods by the Application's own values, whether they are live or not."""
+    source = get("application", application, "argocd")["spec"]["source"]
+    found: int = source["helm"]["valuesObject"]["autoscaling"]["maxReplicas"]
+    return found
+
+
+def test_an_applicationset_that_is_deleted_takes_nothing_along_and_comes_back(
+    repository: Repository, url: str, load: Load
+) -> None:
+    """Its Applications go with it for a moment; what they made does not."""
+
+    def uid(kind: str, name: str, namespace: str = "argocd") -> str:
+        found: str = get(kind, name, namespace).get("metadata", {}).get("uid", "")
+        return found
+
+    generator, deployment = uid("applicationset", "scoring"), uid("deployment", NAME, NAMESPACE)
+    kubectl("delete", "applicationset", "scoring", namespace="argocd")
+    look("application", "bootstrap", "refresh=normal")
+    wait_until("it is there again", lambda: uid("applicationset", "scoring") not in ("", generator))
+    wait_until_settled()
+    settle_after(10)
+    wait_until_settled()
+    assert uid("deployment", NAME, NAMESPACE) == deployment
+
+
+OUTSIDE = """\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: refused-beside}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: refused-elsewhere, namespace: default}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: refused-secret}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: refused-for-all}
+rules: []
+"""
+
+
+def applied(repository: Repository, source: Document, namespace: str = NAMESPACE) -> Document:
+    """An Application of the project `scoring`, once Argo CD has judged it."""
+    document = {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Application",
+        "metadata": {"name": REFUSED},
+        "spec": {
+            "project": "scoring",
+            "destination": {"name": "in-cluster", "namespace": namespace},
+            "source": {"repoURL": repository.url, "path": "refused", "targetRevision": "main", **source},
+            "syncPolicy": {"automated": {"enabled": True}, "retry": {"limit": 0}},
+        },
+    }
+    kubectl("delete", "application", REFUSED, "--ignore-not-found", namespace="argocd")
+    run("kubectl", "--namespace", "argocd", "apply", "--filename", "-", input=json.dumps(document))
+
+    def judged() -> Document:
+        found: Document = get("application", REFUSED, "argocd").get("status", {})
+        return found if found.get("conditions") or found.get("operationState", {}).get("finishedAt") else {}
+
+    found: Document = wait_until("Argo CD has judged it", judged)
+    return found
+
+
+def test_an_endpoint_makes_no_object_of_the_cluster_no_other_kind_and_nothing_elsewhere(repository: Repository) -> None:
+    folder = repository.folder / "refused"
+    folder.mkdir()
+    (folder / "objects.yaml").write_text(OUTSIDE)
+    repository.publish("objects that the project does not allow")
+    found = applied(repository, {})["operationState"]
+    told = {entry["kind"] + " " + entry["name"]: entry["message"] for entry in found["syncResult"]["resources"]}
+    assert found["phase"] == "Failed"
+    print(told)
+    assert "ClusterRole is not permitted in project scoring" in told["ClusterRole refused-for-all"]
+    assert "Secret is not permitted in project scoring" in told["Secret refused-secret"]
+    assert "namespace default is not permitted in project 'scoring'" in told["ConfigMap refused-elsewhere"]
+    for kind, name, namespace in (
+        ("clusterrole", "refused-for-all", NAMESPACE),
+        ("secret", "refused-secret", NAMESPACE),
+        ("configmap", "refused-elsewhere", "default"),
+        ("configmap", "refused-beside", NAMESPACE),  # allowed, but a sync is all or nothing
+    ):
+        assert not get(kind, name, namespace)
+
+
+def test_an_endpoint_goes_into_no_namespace_but_its_own(repository: Repository) -> None:
+    (condition,) = applied(repository, {}, "kube-system")["conditions"]
+    assert condition["type"] == "InvalidSpecError"
+    assert "namespace 'kube-system' do not match any of the allowed destinations" in condition["message"]
+
+
+def test_an_endpoint_comes_from_no_repository_but_its_own(repository: Repository) -> None:
+    (condition,) = applied(repository, {"repoURL": repository.url.replace("served", "other")})["conditions"]
+    assert condition["type"] == "InvalidSpecError"
+    assert "is not permitted in project 'scoring'" in condition["message"]
