@@ -43,6 +43,9 @@ MARKDOWN = Layout("# {}", "## {}", "**{}**\n", "- {}")
 def review(name: str, before: Environment | None, after: Environment | None) -> Review:
     if before and after:
         changes, text = describe(before, after), difference(before, after)
+        changes = changes or (
+            ["the same values in another order, which Kubernetes may take differently"] if text else []
+        )
     elif after:
         least, most = after.pods
         changes, text = [f"new environment, {least} to {most} pods, model {after.value('model.name')}"], ""

@@ -109,3 +109,14 @@ def test_a_base_that_is_not_there_is_said_and_is_no_approval(repository: Path) -
     done = review(repository, "0123456", "--markdown", "review.md")
     assert done.returncode == 2
     assert "BASE names no commit here: 0123456" in (repository / "review.md").read_text()
+
+
+def test_variables_in_another_order_are_a_change_for_one_may_refer_to_another(repository: Path) -> None:
+    values = repository / "argocd" / "environments" / "prod" / "values.yaml"
+    text, (first, second) = values.read_text(), ("  - {name: A, value: a}\n", "  - {name: B, value: $(A)}\n")
+    values.write_text(f"{text}env:\n{first}{second}")
+    git(repository, "commit", "--quiet", "--all", "--message", "variables")
+    values.write_text(f"{text}env:\n{second}{first}")
+    done = review(repository, "HEAD")
+    assert done.stdout.endswith("\nprod\n  the same values in another order, which Kubernetes may take differently\n")
+    assert done.returncode == 0
