@@ -94,7 +94,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory, digests: list[str], sla
         "--reuseaddr",
     ]
     with subprocess.Popen(daemon) as server:
-        wait_for("git answers", lambda: answers(address, port), 30)
+        asked = ["git", "ls-remote", found.url]
+        wait_for("git answers", lambda: subprocess.run(asked, capture_output=True).returncode == 0, 30)
         try:
             run("kubectl", "apply", "--filename", found.folder / "argocd" / "bootstrap.yaml")
             yield found
