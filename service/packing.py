@@ -61,7 +61,7 @@ FOUND = "packed.json"
 PACK_SECONDS = 300
 # Exit code for a file that is refused; standard output has the faults. 65 is EX_DATAERR of sysexits.h.
 REFUSED = 65
-# The throw-away process steps behind workers that score.
+# A throw-away process steps behind workers that score; at a start there are none, and a pod that is needed should not wait.
 NICE = 5
 # Rows compared: leaves of all of them at once (numbers of nodes cannot round), margins of a sample, each row alone.
 LEAF_ROWS = 2048
@@ -132,7 +132,7 @@ def prepare(file: ModelFile, cache: Path, *, is_start: bool = False) -> Packed:
     try:
         verify_cache(cache)
     except OSError as error:
-        return run_packing(file, None, str(error))
+        return run_packing(file, None, str(error), is_start)
     golden_digest = digest_golden(read_golden_file(file.path))
     try:
         packed = read_packed(folder)
@@ -140,7 +140,7 @@ def prepare(file: ModelFile, cache: Path, *, is_start: bool = False) -> Packed:
             return packed
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or not whole: packed now
-    return run_packing(file, folder, "")
+    return run_packing(file, folder, "", is_start)
 
 
 def packed_folder(digest: str, cache: Path) -> Path:
@@ -169,9 +169,10 @@ def read_packed(folder: Path) -> Packed:
     return Packed.from_document(json.loads((folder / FOUND).read_bytes()), folder)
 
 
-def run_packing(file: ModelFile, folder: Path | None, reason: str) -> Packed:
+def run_packing(file: ModelFile, folder: Path | None, reason: str, is_start: bool) -> Packed:
     """In a process of its own, for which XGBoost may be fatal. Without a folder, for the reason given, only admitted."""
-    command = [sys.executable, "-m", "service.packing", str(file.path), file.digest, str(folder or ""), reason]
+    nice = "0" if is_start else str(NICE)
+    command = [sys.executable, "-m", "service.packing", str(file.path), file.digest, str(folder or ""), reason, nice]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PACK_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -196,10 +197,10 @@ def load_reader(cache: Path) -> MatrixReader:
 # In the throw-away process.
 
 
-def main(path: str, digest: str, folder: str, reason: str) -> None:
+def main(path: str, digest: str, folder: str, reason: str, nice: str) -> None:
     try:
         die_with(os.getppid())
-        os.nice(NICE)
+        os.nice(int(nice))
         bound_process(Path(path).stat().st_size)
         file = read_model_file(Path(path), digest)
         golden_digest = digest_golden(read_golden_file(file.path))
