@@ -197,7 +197,7 @@ def load_reader(cache: Path) -> MatrixReader:
 # In the throw-away process.
 
 
-def main(path: str, digest: str, folder: str, reason: str, nice: str) -> None:
+def main(path: str, digest: str, folder: str, reason: str, nice: str = "0") -> None:
     try:
         die_with(os.getppid())
         os.nice(int(nice))
