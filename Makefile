@@ -142,9 +142,11 @@ requirements: ## Lock the dependencies of pyproject.toml anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements/server.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml \
 	  --extra files -c requirements/server.txt -o requirements/files.txt
-	for group in test go train bench; do \
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --group test -c requirements/server.txt -o requirements/test.txt
+	for group in go train bench; do \
 	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-	    --group $$group -c requirements/server.txt -o requirements/$$group.txt; \
+	    --group $$group -c requirements/server.txt -c requirements/test.txt -o requirements/$$group.txt; \
 	done
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --group infra -c requirements/server.txt -c requirements/test.txt -o requirements/infra.txt
