@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import httptools
@@ -192,7 +193,7 @@ def test_a_length_is_digits(length: bytes) -> None:
         b"\r\n" + request(*CLIENT),
         request(*CLIENT, b"X-Request-ID: a", b"X-Request-ID: b"),
         request(*CLIENT, b"Expect: 100-continue"),
-        request(*CLIENT, b"X-Long: " + b"a" * 4096),
+        request(*CLIENT, b"X-Long: " + b"a" * 2048),
         request(*CLIENT, b"X-Latin: \xe9"),
         b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -211,6 +212,25 @@ def test_few_heads_are_kept_and_few_are_learned_at_a_time() -> None:
     for data in requests[ALLOWANCE:]:
         learn(heads, data)
     assert sum(found(heads, data) for data in requests) == MAX_HEADS
+
+
+def test_a_token_of_any_length_is_a_gap() -> None:
+    data = request(*CLIENT, b"Authorization: Bearer " + b"a" * 6000)
+    assert found(knowing(data), data)
+
+
+def test_heads_that_never_come_again_leave_no_memory_behind() -> None:
+    heads = RecurringHeads()
+    requests = [request(*CLIENT, b"X-Caller-%d: %s" % (number, b"a" * 1900)) for number in range(200)]
+    tracemalloc.start()
+    try:
+        for data in requests:
+            learn(heads, data)
+            heads.refill()
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 1_000_000
 
 
 # Whatever comes.
