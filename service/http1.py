@@ -211,7 +211,8 @@ class Connection(asyncio.BufferedProtocol):
         if not is_whole or request is None or not request.keep_alive or len(data) > MAX_HEAD_BYTES:
             return
         path = request.target.partition("?")[0]
-        if path in self._edge.routes:
+        route = self._edge.routes.get(path)
+        if route is not None and request.method == route.method:
             accepted = Accepted(request.method, request.target, path, request.version, request.headers)
             self._door.recurring.learn(bytes(data), len(request.raw_headers), accepted)
 

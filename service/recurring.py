@@ -50,11 +50,11 @@ class Accepted:
 class RecurringHead:
     """The lines of a head, the numbers of those whose value is a gap, and the pattern that they make."""
 
-    __slots__ = ("_gaps", "_lines", "accepted", "match")
+    __slots__ = ("_lines", "accepted", "gaps", "match")
 
     def __init__(self, lines: list[bytes], gaps: set[int], accepted: Accepted) -> None:
         self._lines = [start_of(line) if at in gaps else line for at, line in enumerate(lines)]
-        self._gaps = gaps
+        self.gaps = gaps
         pattern = (
             re.escape(line) + (VALUES.get(name_of(line), VALUE) if at in gaps else b"")
             for at, line in enumerate(self._lines)
@@ -70,7 +70,7 @@ class RecurringHead:
         """The gaps that this head must have for these lines to be the same; None if they never are."""
         if len(lines) != len(self._lines):
             return None
-        gaps = set(self._gaps)
+        gaps = set(self.gaps)
         for at, (line, own) in enumerate(zip(lines, self._lines, strict=True)):
             if start_of(line) != start_of(own) or (line != own and (not at or name_of(line) in FIXED)):
                 return None
@@ -116,6 +116,8 @@ class RecurringHeads:
             return
         for known in self._heads:
             more = known.gaps_for(lines)
+            if more == known.gaps:
+                return  # it was not recognized for another reason, such as an id that cannot be repeated
             if more is not None:
                 self._heads.remove(known)
                 gaps = more

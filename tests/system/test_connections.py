@@ -203,6 +203,18 @@ def test_requests_that_resemble_each_other_keep_their_own_ids_lengths_and_scores
             assert json.loads(answer.read()) == {"predictions": [expected] * (1 + number % 4)}
 
 
+def test_only_what_scores_is_known_again(patient: RunningServer) -> None:
+    """The same path with another method, again and again: it never becomes a score."""
+    body = b"[6.8, 2.8, 4.8, 1.4]"
+    with connect(patient) as connection:
+        for method, status in [("GET", 405), ("PUT", 405), ("POST", 200)] * 4:
+            head = f"{method} /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            answer = http.client.HTTPResponse(connection, method=method)
+            answer.begin()
+            assert (answer.status, len(answer.read()) > 0) == (status, True)
+
+
 def test_five_hundred_idle_connections_leave_room(patient: RunningServer) -> None:
     idle = [connect(patient) for _ in range(500)]
     assert patient.request(PATH, ROW).json() == {"predictions": [1.0]}

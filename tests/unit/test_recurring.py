@@ -203,6 +203,18 @@ def test_an_unusual_head_is_not_kept(data: bytes) -> None:
     assert not found(knowing(data), data)
 
 
+def test_what_is_known_is_not_learned_again() -> None:
+    """A pattern takes a third of a millisecond, and a caller may send an id that cannot be repeated with every request."""
+    heads = knowing(request(*PROXY))
+    before = heads.find(memoryview(request(*PROXY)))
+    for _ in range(3):
+        learn(heads, request(*replaced(PROXY, b"x-request-id", b"X-Request-ID: a b")))
+    after = heads.find(memoryview(request(*PROXY)))
+    assert before is not None
+    assert after is not None
+    assert after[0].re is before[0].re
+
+
 def test_few_heads_are_kept_and_few_are_learned_at_a_time() -> None:
     """Whoever sends another head each time costs no more than a few patterns a second."""
     requests = [request(*CLIENT, b"X-Caller-%d: a" % number) for number in range(ALLOWANCE + MAX_HEADS)]
