@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +109,39 @@ def deal(processors: int) -> list[tuple[Exported, ...]]:
 
 
 def compile_shares(shares: Sequence[tuple[Exported, ...]]) -> list[Linked]:
-    """Each in a process of its own, which has numba loaded already; one that is killed is an error at once."""
-    if len(shares) == 1:
-        return [compile_share(shares[0])]
+    """The first here, each other one in a process of its own, which has numba loaded already."""
+    waited_for = [start_share(share) for share in shares[1:]]
+    return [compile_share(shares[0]), *map(receive_share, waited_for)]
+
+
+def start_share(functions: Sequence[Exported]) -> Connection:
+    """Where its result will come from.
+
+    A pipe, and no pool of `concurrent.futures`: that has semaphores in /dev/shm, which not every container has.
+    """
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(len(shares), context, initializer=die_with, initargs=(os.getpid(),)) as pool:
-        return list(pool.map(compile_share, shares))
+    receiver, sender = context.Pipe(duplex=False)
+    context.Process(target=send_share, args=(functions, sender, os.getpid()), daemon=True).start()
+    sender.close()
+    return receiver
+
+
+def send_share(functions: Sequence[Exported], sender: Connection, parent: int) -> None:
+    die_with(parent)
+    try:
+        sender.send(compile_share(functions))
+    except Exception as error:  # raised where somebody waits for the result
+        sender.send(error)
+
+
+def receive_share(receiver: Connection) -> Linked:
+    try:
+        result = receiver.recv()
+    except EOFError:
+        raise RuntimeError("a process that compiles a share of the kernels was killed") from None
+    if isinstance(result, Exception):
+        raise result
+    return result  # type: ignore[no-any-return]
 
 
 def compile_share(functions: Sequence[Exported]) -> Linked:
