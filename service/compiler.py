@@ -56,7 +56,7 @@ class Library(CodeLibrary):  # type: ignore[misc]  # numba 0.68 has no type hint
         return 0  # numba's word for a function without a way in from Python
 
     def get_function(self, name: str) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError  # numba asks for it, and for text, only where code is to be called or shown
 
     get_llvm_str = get_asm_str = get_function
 
@@ -77,7 +77,7 @@ class Gatherer(Codegen):  # type: ignore[misc]  # as above
         return module
 
     def _add_module(self, module: Any) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # numba's own puts modules into memory, and nothing here does
 
     def set_env(self, name: str, env: Any) -> None:
         """What Python's objects a function knows: ours know none, and `elf` refuses others."""
@@ -141,7 +141,7 @@ def receive_share(receiver: Connection) -> Linked:
         raise RuntimeError("a process that compiles a share of the kernels was killed") from None
     if isinstance(result, Exception):
         raise result
-    return result  # type: ignore[no-any-return]
+    return result  # type: ignore[no-any-return]  # whatever was sent, which is a `Linked`
 
 
 def compile_share(functions: Sequence[Exported]) -> Linked:
