@@ -20,7 +20,8 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.tables import create_table, three_digits
 from service.batch import Batch, Incoming
-from service.packing import find_cache, load_reader
+from service.machine_code import load_code
+from service.packing import find_cache, kernel_cache
 from service.wire import kserve_v1, open_inference
 from service.wire.plain import MatrixReader
 
@@ -113,7 +114,8 @@ def render(figures: list[Figure]) -> str:
 
 
 def run(rounds: int = 5) -> list[Figure]:
-    reader = load_reader(find_cache(""))
+    code = load_code(kernel_cache(find_cache("")))
+    reader = MatrixReader(code.function("read_matrix", keeps_lock=True))
     cases = [("V1", numbers, rows) for numbers in SPELLINGS for rows in (1, 10, 100, 1000)]
     cases += [("V2, flat", "float64, 15 to 17 digits", rows) for rows in (1, 10, 100, 1000)]
     return [measure(reader, *case, rounds=rounds) for case in cases]

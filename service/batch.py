@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,39 @@ class Outgoing:
     headers: tuple[tuple[str, str], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where in a body its only matrix stands, if all else in the body would mean the same around another matrix.
+
+    `is_flat` says that the matrix is one list of numbers, `rows` how many rows it must have there; 0: any.
+    """
+
+    begin: int
+    end: int
+    is_flat: bool = False
+    rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """An answer in JSON but for its scores, which go between `before` and `after` as numbers with commas.
+
+    Where the answer repeats the request's id, `start` and then the id as a string stand before all that. `is_flat` says that
+    the scores of all rows are one list, also where a row has several.
+    """
+
+    before: bytes
+    after: bytes
+    start: bytes = b""
+    is_flat: bool = False
+
+    def fill(self, numbers: bytes, identifier: bytes = b"") -> bytes:
+        """The answer; the id is JSON."""
+        if self.start:
+            return b"".join((self.start, identifier, self.before, numbers, self.after))
+        return self.before + numbers + self.after
+
+
 @dataclass(slots=True)
 class Batch:
     """Rows to score: float32, shape (rows, columns), NaN where a value is missing.
@@ -47,6 +81,7 @@ class Batch:
     `names` are the columns as the caller named them, or None when they are in the model's order.
     `place` is where the rows stand in the request (`instances`), for error messages.
     `reply` is whatever the wire that decoded the request needs again to encode the answer.
+    `span` is there where the next request may be the same but for its numbers.
     """
 
     values: Floats
@@ -54,6 +89,7 @@ class Batch:
     names: tuple[str, ...] | None = None
     version: str | None = None
     reply: object = None
+    span: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +130,14 @@ class Scores:
 
     values: Floats
     model: ModelIdentity
+
+
+class Stages(NamedTuple):
+    """Seconds that a request took in each stage; of requests that were scored together, the prediction is that of all."""
+
+    decode_seconds: float = 0.0
+    predict_seconds: float = 0.0
+    encode_seconds: float = 0.0
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ from numba.core import cgutils, types
 from numba.core.codegen import Codegen, CodeLibrary
 from numba.core.registry import cpu_target
 
-from service import decimals, kernels
+from service import decimals, kernels, recognition
 from service.elf import Linked, join, link
 from service.machine import ControlGroup, default_workers, die_with
 from service.machine_code import Image, code_path, write_image
@@ -35,9 +35,9 @@ from service.machine_code import Image, code_path, write_image
 Exported = Callable[..., int]
 
 # All the functions that the serving processes may call.
-EXPORTED: tuple[Exported, ...] = (*kernels.EXPORTED, *decimals.EXPORTED)
+EXPORTED: tuple[Exported, ...] = (*kernels.EXPORTED, *decimals.EXPORTED, *recognition.EXPORTED)
 # What one of two processes compiles: 1.9 s; the other takes 1.75 s for the rest (numba 0.68, AMD EPYC).
-FIRST_SHARE: tuple[Exported, ...] = (kernels.score_rows, kernels.score_rows_of_any, decimals.read_matrix)
+FIRST_SHARE: tuple[Exported, ...] = (kernels.score_rows, *decimals.EXPORTED, *recognition.EXPORTED)
 
 
 class Library(CodeLibrary):  # type: ignore[misc]  # numba 0.68 has no type hints

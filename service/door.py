@@ -3,6 +3,7 @@ requests that this turn of the loop scores together."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from time import perf_counter
@@ -10,7 +11,9 @@ from typing import Any, Protocol
 
 from service.edge import Call, Edge
 from service.errors import ServiceError
-from service.recurring import Accepted, RecurringHeads
+from service.models import LoadedModel
+from service.recurring import PADDING, Accepted, Recurring
+from service.turn import Client, Turn
 
 READ_BYTES = 256 * 1024
 
@@ -43,20 +46,12 @@ class Request:
         self.keep_alive = False
         self.error: ServiceError | None = None
 
-    @classmethod
-    def like(cls, accepted: Accepted, began: float, given_id: str | None, body: bytes) -> Request:
-        """A request with that head."""
-        request = cls(began, accepted.method, accepted.target, accepted.version)
-        request.headers, request.given_id, request.body = accepted.headers, given_id, body
-        request.keep_alive = True
-        return request
-
 
 # What an answer needs to know of its request.
 Line = Request | Accepted
 
 
-class Member(Protocol):
+class Member(Client, Protocol):
     """A connection as the door sees it: `http1.Connection`."""
 
     @property
@@ -84,7 +79,11 @@ class Door:
         self.read_timeout_seconds = edge.settings.read_timeout_seconds
         self.keepalive_seconds = edge.settings.keepalive_seconds
         # All connections read into one buffer, each in its turn: asyncio would otherwise allocate 256 KiB for every read.
-        self.buffer = memoryview(bytearray(READ_BYTES))
+        room = bytearray(READ_BYTES + PADDING)
+        self.buffer = memoryview(room)[:READ_BYTES]
+        self.recurring = Recurring(room, self.max_body_bytes)
+        # Takes what is known but for its numbers, once the model is there and machine code for it.
+        self.turn: Turn | None = None
         # One thread scores: rows in a row are faster than rows side by side on the core of this worker.
         self.scoring_pool = ThreadPoolExecutor(1, "scoring")
         self.flask_pool = ThreadPoolExecutor(4, "flask")
@@ -96,7 +95,6 @@ class Door:
         self.batch_rows = 0
         # How many sockets became ready in this turn; set by the loop's selector.
         self.ready_sockets = 0
-        self.recurring = RecurringHeads()
         self._identity = ""
         # By status: its line and the headers that every answer has.
         self.heads: dict[int, str] = {}
@@ -110,6 +108,21 @@ class Door:
         self._identity = "".join(f"{name}: {value}\r\n" for name, value in self.edge.identity_headers)
         start = f"Server: xgboost-server\r\nDate: {date}\r\n{self._identity}"
         self.heads = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n{start}" for status in HTTPStatus}
+
+    def serve(self, model: LoadedModel, schedule: Callable[[Callable[[], None]], object]) -> None:
+        """The edge has this model from now on."""
+        if model.code is not None:
+            self.turn = Turn(self, self.edge.verify_loaded(), model.code, schedule)
+
+    def write_answer(
+        self, status: int, content_type: str, body: bytes, request_id: str, timing: str, extra: str
+    ) -> bytes:
+        """An answer to a request for a score or a probe, whole; `extra` are header lines."""
+        head = (
+            f"{self.heads[status]}Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
+            f"X-Request-Id: {request_id}\r\nServer-Timing: {timing}\r\n{extra}\r\n"
+        )
+        return head.encode("latin-1") + body
 
     def plain_head(self, status: int) -> str:
         """The same without the model's identity, which the Flask application adds itself."""

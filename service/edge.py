@@ -16,7 +16,7 @@ import zlib
 
 import orjson
 
-from service.batch import Batch, Incoming, Observation, Outgoing, ReadMatrix
+from service.batch import Batch, Frame, Incoming, Observation, Outgoing, ReadMatrix, Stages
 from service.errors import (
     InternalError,
     MalformedBodyError,
@@ -34,6 +34,7 @@ from service.models import LoadedModel
 from service.scoring import Scorer
 from service.settings import Settings
 from service.wire import ROUTES, WIRES, Route, encode_error, wire_of
+from service.wire.plain import MatrixReader
 
 # Paths that score nothing; `{model}` and `{version}` as in the scoring routes.
 OTHER_ROUTES = (
@@ -139,7 +140,7 @@ class Edge:
         self.routes = {route.template.format(model=identity.name, version=identity.version): route for route in ROUTES}
         self.recorder.write_model(identity, model.load_seconds, model.predictor.engine)
         self.loop_rows = model.predictor.loop_rows
-        self._read_matrix = model.read_matrix
+        self._read_matrix = MatrixReader(model.code.function("read_matrix", keeps_lock=True)) if model.code else None
         self.scorer = scorer
         self.unready = ""
 
@@ -164,6 +165,11 @@ class Edge:
         if self.scorer is None:
             raise NotReadyError(self.unready)
         return self.scorer
+
+    def frame(self, route: Route, batch: Batch) -> Frame:
+        """What stands around the scores of this batch in the answer."""
+        scorer = self.verify_loaded()
+        return route.frame(batch, scorer.identity, scorer.contract.outputs)
 
     # One scoring request.
 
@@ -342,7 +348,7 @@ def refused(coding: str) -> bool:
     return re.search(r";\s*q=0(\.0*)?\s*$", coding, re.IGNORECASE) is not None
 
 
-def server_timing(seen: Observation) -> str:
+def server_timing(seen: Observation | Stages) -> str:
     """Milliseconds of each stage, as the Server-Timing header has them."""
     return (
         f"decode;dur={seen.decode_seconds * 1e3:.3f}, predict;dur={seen.predict_seconds * 1e3:.3f}, "

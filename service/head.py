@@ -7,6 +7,7 @@ It does not look at Host, at foreign methods, at fragments, at HTTP/0.9, at codi
 from __future__ import annotations
 
 import re
+import string
 from functools import lru_cache
 
 from service.errors import HeadTooLargeError, MalformedRequestError, TargetTooLongError
@@ -45,8 +46,8 @@ FOREIGN_METHODS = frozenset(
     b"CONNECT SOURCE PRI DESCRIBE ANNOUNCE SETUP PLAY PAUSE TEARDOWN GET_PARAMETER SET_PARAMETER REDIRECT RECORD FLUSH".split()
 )
 # What can be repeated in a header and a log. Longer or stranger ids are replaced.
-REQUEST_ID_TEXT = r"[A-Za-z0-9._:/+=@-]{1,128}"
-REQUEST_ID = re.compile(REQUEST_ID_TEXT)
+REQUEST_ID_CHARS, REQUEST_ID_LENGTH = f"{string.ascii_letters}{string.digits}._:/+=@-", 128
+REQUEST_ID = re.compile(f"[{REQUEST_ID_CHARS}]{{1,{REQUEST_ID_LENGTH}}}")
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(:\d*)?")
 TARGET = re.compile(rb"[\x21-\x22\x24-\x7e]+")
 # http://host:port and then a path, a query or nothing; no user (RFC 9110 section 4.2.4).

@@ -44,7 +44,7 @@ from service.head import (
     verify_head,
     verify_head_size,
 )
-from service.recurring import Accepted
+from service.recurring import Accepted, RecurringHead
 from service.wire import Route, wire_of
 from service.wsgi import Address, Answer, run_wsgi
 
@@ -150,14 +150,27 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes have been read into the door's buffer; nothing keeps them there after this call."""
-        if not self._is_closing and not self._is_deaf:
+        if self._is_closing or self._is_deaf:
+            return
+        known, turn = 0, self._door.turn
+        if turn is not None and self._phase == IDLE and not (self._is_busy or self._is_paused):
+            self._is_busy = True
+            known = turn.take(self, nbytes)
+            if known:
+                self._since = turn.began
+            if known > 0:
+                return
+            self._is_busy = False
+        self._began = perf_counter()
+        if known:
+            self._score_known(self._door.recurring.heads[-1 - known])
+            if self._out:
+                self._flush()
+        else:
             self._read(self._door.buffer[:nbytes])
 
     def _read(self, data: memoryview) -> None:
-        self._began = perf_counter()
         self._read_bytes = len(data)
-        if self._phase == IDLE and self._recur(data):
-            return
         phase, messages, body_bytes = self._phase, self._messages, self._body_bytes
         try:
             self._parser.feed_data(data)
@@ -181,40 +194,28 @@ class Connection(asyncio.BufferedProtocol):
         if self._out:
             self._flush()
 
-    def _recur(self, data: memoryview) -> bool:
-        """Take the request, if these bytes are one from its beginning to its end and its head is known."""
-        found = self._door.recurring.find(data)
-        if found is None:
-            return False
-        head, accepted = found
-        end = head.end()
-        length = int(head["length"])
-        if end + length != len(data) or end > MAX_HEAD_BYTES or length > self._door.max_body_bytes:
-            return False
-        given_id = None if head.re.groups == 1 else head["id"].decode("ascii")
-        body = bytes(data[end:])
-        self._since = self._began
-        if self._is_busy or self._is_paused:
-            self._take(Request.like(accepted, self._began, given_id, body))
-        else:
-            path = accepted.path
-            edge = self._edge
-            incoming = Incoming(accepted.method, path, accepted.headers, body, given_id or edge.new_id())
-            self._score(edge.routes[path], incoming, accepted, self._began)
-        if self._out:
-            self._flush()
-        return True
+    def _score_known(self, head: RecurringHead) -> None:
+        """Answer the request in the buffer, whose head is this one."""
+        recurring, edge, accepted = self._door.recurring, self._edge, head.accepted
+        request_id = recurring.request_id() if head.has_id else edge.new_id()
+        incoming = Incoming(accepted.method, accepted.path, accepted.headers, recurring.body(), request_id)
+        call = edge.begin(edge.routes[accepted.path], incoming, self._began)
+        if recurring.may_learn and call.batch is not None and call.batch.span is not None:
+            recurring.learn_form(
+                accepted, incoming.body, call.batch.span, call.route.label, edge.frame(call.route, call.batch)
+            )
+        self._finish(call, accepted)
 
     def _learn(self, data: memoryview, is_whole: bool) -> None:
         """Keep the head of the last request, if these bytes were that and no more, it scores, and it may come again."""
         request, self._last = self._last, None
-        if not is_whole or request is None or not request.keep_alive or len(data) > MAX_HEAD_BYTES:
+        if request is None or self._door.turn is None or not is_whole or not request.keep_alive:
             return
         path = request.target.partition("?")[0]
         route = self._edge.routes.get(path)
         if route is not None and request.method == route.method:
             accepted = Accepted(request.method, request.target, path, request.version, request.headers)
-            self._door.recurring.learn(bytes(data), len(request.raw_headers), accepted)
+            self._door.recurring.learn(bytes(data[:MAX_HEAD_BYTES]), len(request.raw_headers), accepted)
 
     def _bound_overhead(self, fed: int, body_bytes: int) -> None:
         """Heads, chunk extensions and trailers that never end; the exact limit of a head is checked at its end.
@@ -357,8 +358,11 @@ class Connection(asyncio.BufferedProtocol):
             self._go_on()
 
     def _score(self, route: Route, incoming: Incoming, line: Line, began: float) -> None:
+        self._finish(self._edge.begin(route, incoming, began), line)
+
+    def _finish(self, call: Call, line: Line) -> None:
+        """Have a call answered that the edge has begun."""
         edge = self._edge
-        call = edge.begin(route, incoming, began)
         if call.batch is None:
             self._send_call(line, call)
             return
@@ -390,6 +394,21 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             return False
         self._pack(line, call)
+        if self._waiting:
+            self._go_on()
+        else:
+            self._flush()
+        return True
+
+    def send_known(
+        self, accepted: Accepted, status: int, content_type: str, body: bytes, request_id: str, timing: str
+    ) -> bool:
+        """The answer to what a turn has taken; whether anybody is there to read it."""
+        self._is_busy = False
+        if self._transport.is_closing():
+            return False
+        extra = self._connection_header(accepted)
+        self._out.append(self._door.write_answer(status, content_type, body, request_id, timing, extra))
         if self._waiting:
             self._go_on()
         else:
@@ -437,13 +456,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _send(self, line: Line, outgoing: Outgoing, request_id: str, timing: str) -> None:
         extra = "" if not outgoing.headers else "".join(f"{name}: {value}\r\n" for name, value in outgoing.headers)
-        body = outgoing.body
-        head = (
-            f"{self._door.heads[outgoing.status]}Content-Type: {outgoing.content_type}\r\n"
-            f"Content-Length: {len(body)}\r\nX-Request-Id: {request_id}\r\nServer-Timing: {timing}\r\n"
-            f"{extra}{self._connection_header(line)}\r\n"
-        )
-        self._out.append(head.encode("latin-1") + body)
+        extra += self._connection_header(line)
+        status, content_type = outgoing.status, outgoing.content_type
+        self._out.append(self._door.write_answer(status, content_type, outgoing.body, request_id, timing, extra))
 
     def _connection_header(self, line: Line) -> str:
         if self._door.is_draining or not line.keep_alive or (self._is_ended and not self._waiting):

@@ -23,6 +23,7 @@ the rows kernel five times slower.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numba
@@ -101,7 +102,14 @@ OPTIONS: dict[str, Any] = {
     "no_cfunc_wrapper": True,
     "_nrt": False,
 }
-jit: Callable[..., Any] = numba.njit(**OPTIONS)
+
+
+@cache
+def jit(function: Callable[..., Any]) -> Any:
+    """For numba to compile; the same again for the same function, so that it is compiled once, whoever calls it."""
+    return numba.njit(**OPTIONS)(function)
+
+
 # Small functions inside the hot loops: LLVM would keep some of them apart, and all that they work on out of registers.
 inline: Callable[..., Any] = numba.njit(**OPTIONS, forceinline=True)
 U = np.uint64

@@ -10,23 +10,26 @@ from pathlib import Path
 
 from service.admission import Record
 from service.artifact import FILE_NAMES, ONLY_VERSION, VERSION, ModelFile, natural_order, read_model_file
-from service.batch import ModelIdentity, ReadMatrix
+from service.batch import ModelIdentity
 from service.errors import ModelFileError
 from service.generations import Generation
 from service.golden import verify_golden
-from service.packing import Packed, find_cache, load_reader, prepare, verify_cache
-from service.predictor import BoosterPredictor, Predictor
+from service.machine_code import MachineCode
+from service.packing import Packed, find_cache, prepare, verify_cache
+from service.predictor import BoosterPredictor, PackedPredictor, Predictor
 from service.settings import Settings, Uri
 from service.sources import Progress, Report, cache_folder, fetch, forget
 
 
 @dataclass(frozen=True)
 class LoadedModel:
+    """`code` is there where the kernels run: what reads requests was compiled with them."""
+
     identity: ModelIdentity
     predictor: Predictor
     load_seconds: float
     record: Record
-    read_matrix: ReadMatrix | None = None
+    code: MachineCode | None = None
 
 
 def find_model(place: Path) -> tuple[str, Path]:
@@ -137,10 +140,8 @@ def load_generation(settings: Settings, generation: Generation) -> LoadedModel:
 def load_file(
     settings: Settings, version: str, file: ModelFile, began: float, *, is_start: bool = False
 ) -> LoadedModel:
-    cache = find_cache(settings.cache_dir)
     packed = admit_file(file, settings, is_start=is_start)
     predictor = create_predictor(file, packed)
     identity = ModelIdentity(settings.model_name, version, file.digest)
-    # Where the kernels run, which says that the cache is there and can be trusted, so does the reader.
-    read_matrix = load_reader(cache) if predictor.engine == "packed" else None
-    return LoadedModel(identity, predictor, time.perf_counter() - began, packed.record, read_matrix)
+    code = predictor.code if isinstance(predictor, PackedPredictor) else None
+    return LoadedModel(identity, predictor, time.perf_counter() - began, packed.record, code)

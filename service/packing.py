@@ -53,7 +53,6 @@ from service.golden import Golden, digest_golden, read_golden_file
 from service.machine import die_with
 from service.machine_code import load_code
 from service.predictor import BoosterPredictor, PackedPredictor
-from service.wire.plain import MatrixReader
 
 # Ours, of the folder: raise it when packed.json or the comparison changes.
 LAYOUT = 3
@@ -187,11 +186,6 @@ def run_packing(file: ModelFile, folder: Path | None, reason: str, is_start: boo
     if done.returncode == REFUSED:
         raise ModelFileError(*found["faults"])
     return Packed.from_document(found, folder or file.path.parent)
-
-
-def load_reader(cache: Path) -> MatrixReader:
-    """What reads plain matrices of numbers from JSON; compiled with the kernels."""
-    return MatrixReader(load_code(kernel_cache(cache)).function("read_matrix", keeps_lock=True))
 
 
 # In the throw-away process.

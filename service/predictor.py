@@ -59,6 +59,7 @@ class PackedPredictor:
     def __init__(self, ensemble: Ensemble, contract: Contract, code: MachineCode) -> None:
         engine = Engine(ensemble, code)
         engine.measure()
+        self.code = code
         self.contract = contract
         self._predict = engine.predict
         self._margins = engine.margins

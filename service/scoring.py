@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from service.batch import Batch, Scores
+from service.batch import Batch, Floats, Scores
 from service.errors import FeatureMismatchError
 from service.models import LoadedModel
 from service.wire.matrix import shown
@@ -51,7 +51,11 @@ class Scorer:
 
     def predict(self, batch: Batch) -> Scores:
         """Scores of an aligned batch."""
-        return Scores(self.predictor.predict(batch.values), self.identity)
+        return Scores(self.predict_rows(batch.values), self.identity)
+
+    def predict_rows(self, rows: Floats) -> Floats:
+        """Scores of rows whose columns are the model's, in its order."""
+        return self.predictor.predict(rows)
 
     def margins(self, batch: Batch) -> Scores:
         """Margins of an aligned batch: its sums before the objective's transformation."""
@@ -59,6 +63,6 @@ class Scorer:
 
     def predict_together(self, batches: list[Batch]) -> list[Scores]:
         """Scores of each of several aligned batches, predicted in one call."""
-        values = self.predictor.predict(np.concatenate([batch.values for batch in batches]))
+        values = self.predict_rows(np.concatenate([batch.values for batch in batches]))
         ends = list(accumulate(len(batch.values) for batch in batches))
         return [Scores(values[begin:end], self.identity) for begin, end in zip([0, *ends], ends, strict=False)]

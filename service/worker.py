@@ -194,6 +194,7 @@ class ScoringWorker(Worker):  # type: ignore[misc]  # gunicorn 27 has no type hi
             self.server_log.error("cannot serve", extra={"faults": error.faults})
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
         self.edge.serve(model)
+        self.door.serve(model, self.loop.call_soon)
         self._write_date()
         self.recorder.write_state(READY)
         self.door.unpark()

@@ -1,7 +1,7 @@
 """The wire protocols: bytes to rows, scores to bytes, errors to bytes. No server, no framework.
 
-A wire is a module with `decode(incoming) -> Batch`, `encode(scores, batch) -> Outgoing` and
-`encode_error(error, request_id) -> Outgoing`, and an entry in `ROUTES`.
+A wire is a module with `decode(incoming) -> Batch`, `encode(scores, batch) -> Outgoing`, `frame(batch, model, outputs) -> Frame`,
+what `encode` puts around scores, and `encode_error(error, request_id) -> Outgoing`; and an entry in `ROUTES`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from service.batch import Batch, Incoming, Outgoing, Scores
+from service.batch import Batch, Frame, Incoming, ModelIdentity, Outgoing, Scores
 from service.errors import ServiceError
 from service.wire import kserve_v1, open_inference, simple
 
@@ -23,6 +23,7 @@ class Route:
     wire: str
     decode: Callable[[Incoming], Batch]
     encode: Callable[[Scores, Batch], Outgoing]
+    frame: Callable[[Batch, ModelIdentity, int], Frame]
     method: str = "POST"
 
     @cached_property
@@ -32,15 +33,22 @@ class Route:
 
 
 ROUTES = (
-    Route("/predict", "simple", simple.decode_predict, simple.encode_prediction),
-    Route("/score", "simple", simple.decode_score, simple.encode_score),
-    Route("/v1/models/{model}:predict", "kserve_v1", kserve_v1.decode, kserve_v1.encode),
-    Route("/v2/models/{model}/infer", "open_inference", open_inference.decode, open_inference.encode),
+    Route("/predict", "simple", simple.decode_predict, simple.encode_prediction, simple.frame_prediction),
+    Route("/score", "simple", simple.decode_score, simple.encode_score, simple.frame_score),
+    Route("/v1/models/{model}:predict", "kserve_v1", kserve_v1.decode, kserve_v1.encode, kserve_v1.frame),
+    Route(
+        "/v2/models/{model}/infer",
+        "open_inference",
+        open_inference.decode,
+        open_inference.encode,
+        open_inference.frame,
+    ),
     Route(
         "/v2/models/{model}/versions/{version}/infer",
         "open_inference",
         open_inference.decode,
         open_inference.encode,
+        open_inference.frame,
     ),
 )
 

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import orjson
 
-from service.batch import Batch, Incoming, Outgoing, Scores
+from service.batch import Batch, Frame, Incoming, ModelIdentity, Outgoing, Scores
 from service.errors import InvalidInputError, ServiceError
-from service.wire.matrix import kind, read_document, read_rows, verify_json_type
+from service.wire.matrix import kind, read_document, read_rows, to_numbers, verify_json_type
 from service.wire.plain import envelope, read_enveloped
 
 JSON = "application/json"
-NUMPY = orjson.OPT_SERIALIZE_NUMPY
 ENVELOPE = envelope("instances", "inputs")
+FRAME = Frame(b'{"predictions":[', b"]}")
 
 
 def decode(incoming: Incoming) -> Batch:
     verify_json_type(incoming)
     plain = read_enveloped(incoming, ENVELOPE)
     if plain is not None and plain[0].ndim == 2:
-        return Batch(*plain)
+        values, key, span = plain
+        return Batch(values, key, span=span)
     document = read_document(incoming.body)
     if not isinstance(document, dict):
         raise InvalidInputError("body", f"expected an object with the key 'instances', got {kind(document)}")
@@ -35,8 +36,12 @@ def decode(incoming: Incoming) -> Batch:
     return Batch(values, key, names)
 
 
+def frame(batch: Batch, model: ModelIdentity, outputs: int) -> Frame:
+    return FRAME
+
+
 def encode(scores: Scores, batch: Batch) -> Outgoing:
-    return Outgoing(200, JSON, b'{"predictions":' + orjson.dumps(scores.values, option=NUMPY) + b"}")
+    return Outgoing(200, JSON, FRAME.fill(to_numbers(scores.values)))
 
 
 def encode_error(error: ServiceError, request_id: str) -> Outgoing:

@@ -44,6 +44,11 @@ ROWS_AT_ONCE = 1024
 SHOWN_NAMES = 5
 
 
+def to_numbers(values: Floats) -> bytes:
+    """Scores as JSON without the outer brackets: the shortest decimal numbers that read back as the same float32."""
+    return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+
+
 def kind(value: object) -> str:
     return KINDS.get(type(value), "something else")
 

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.batch import Batch, Floats, Incoming, Outgoing, Scores
+from service.batch import Batch, Floats, Frame, Incoming, ModelIdentity, Outgoing, Scores, Span
 from service.errors import InvalidInputError, MalformedBodyError, ServiceError
 from service.wire.matrix import (
     NUMBERS,
     kind,
     only_numbers,
     read_document,
+    to_numbers,
     verify_json_type,
     verify_range,
 )
@@ -31,7 +32,6 @@ from service.wire.plain import split_tensor
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
-NUMPY = orjson.OPT_SERIALIZE_NUMPY
 OUTPUT_NAME = "output-0"
 # Triton's extensions that would change what the answer means: better refused than passed over.
 UNSUPPORTED = frozenset({"classification", "shared_memory_region"})
@@ -106,13 +106,15 @@ def read_plain(incoming: Incoming) -> Batch | None:
     found = split_tensor(incoming)
     if found is None:
         return None
-    around, values = found
+    around, values, (begin, end) = found
     plan = recall_plan(around) if len(around) <= MAX_KEPT_BYTES else read_plan(around)
     if plan is None or values.size != plan.size or (values.ndim > 1 and values.shape != plan.shape):
         return None
-    return Batch(
-        values.reshape(plan.shape), "inputs[0].data", reply=Reply(plan.id or incoming.request_id, plan.is_binary)
-    )
+    reply = Reply(plan.id or incoming.request_id, plan.is_binary)
+    # An id of the body's own would be the next request's as well.
+    is_like_others = plan.id is None and not plan.is_binary
+    span = Span(begin, end, values.ndim == 1, plan.shape[0]) if is_like_others else None
+    return Batch(values.reshape(plan.shape), "inputs[0].data", reply=reply, span=span)
 
 
 def read_plan(around: bytes) -> Plan | None:
@@ -310,24 +312,33 @@ def to_columns(arrays: list[Floats]) -> Floats:
     return np.ascontiguousarray(np.stack([array.reshape(rows) for array in arrays], axis=1))
 
 
+def frame(batch: Batch, model: ModelIdentity, outputs: int) -> Frame:
+    """What stands around the scores of a batch, with a place for its id."""
+    rows = len(batch.values)
+    shape = (rows,) if outputs == 1 else (rows, outputs)
+    start = orjson.dumps({"model_name": model.name, "model_version": model.version})[:-1] + b',"id":'
+    output = orjson.dumps({"name": OUTPUT_NAME, "shape": shape, "datatype": "FP32"})[:-1]
+    return Frame(b',"outputs":[' + output + b',"data":[', b"]}]}", start, is_flat=True)
+
+
 def encode(scores: Scores, batch: Batch) -> Outgoing:
     """The scores, binary if the request asked for it."""
     reply = batch.reply
     if not isinstance(reply, Reply):
         raise TypeError("a batch of another wire")
-    values = scores.values
-    output: dict[str, Any] = {"name": OUTPUT_NAME, "shape": values.shape, "datatype": "FP32"}
-    document = {
-        "model_name": scores.model.name,
-        "model_version": scores.model.version,
-        "id": reply.id,
-        "outputs": [output],
-    }
+    values, model = scores.values, scores.model
     if not reply.is_binary:
-        output["data"] = values.reshape(-1)
-        return Outgoing(200, JSON, orjson.dumps(document, option=NUMPY))
+        outputs = 1 if values.ndim == 1 else values.shape[1]
+        own = frame(batch, model, outputs)
+        return Outgoing(200, JSON, own.fill(to_numbers(values.reshape(-1)), orjson.dumps(reply.id)))
     tail = values.astype("<f4", copy=False).tobytes()
-    output["parameters"] = {"binary_data_size": len(tail)}
+    output = {"name": OUTPUT_NAME, "shape": values.shape, "datatype": "FP32"}
+    document = {
+        "model_name": model.name,
+        "model_version": model.version,
+        "id": reply.id,
+        "outputs": [output | {"parameters": {"binary_data_size": len(tail)}}],
+    }
     head = orjson.dumps(document)
     headers = (("Inference-Header-Content-Length", str(len(head))),)
     return Outgoing(200, BINARY, head + tail, headers)

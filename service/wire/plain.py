@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from service.batch import Floats, Incoming
+from service.batch import Floats, Incoming, Span
 
 BLANKS = b" \t\n\r"
 BLANK = rb"[ \t\n\r]*+"
@@ -97,9 +97,9 @@ def envelope(*keys: str) -> re.Pattern[bytes]:
     return re.compile(BLANK.join((b"", rb"\{", b"(?:" + choice + b")", b":", MATRIX)))
 
 
-def read_enveloped(incoming: Incoming, before: re.Pattern[bytes]) -> tuple[Floats, str] | None:
-    """The matrix of a body that is nothing else, a bare row as one dimension, and the key that it stands under, empty
-    where the body is the matrix itself."""
+def read_enveloped(incoming: Incoming, before: re.Pattern[bytes]) -> tuple[Floats, str, Span] | None:
+    """The matrix of a body that is nothing else, a bare row as one dimension; the key that it stands under, empty
+    where the body is the matrix itself; and where."""
     read, body = incoming.read_matrix, incoming.body
     if read is None or type(body) is not bytes:
         return None
@@ -109,15 +109,19 @@ def read_enveloped(incoming: Incoming, before: re.Pattern[bytes]) -> tuple[Float
         return None
     values, end = found
     key = match.lastgroup or ""
-    return (values, key) if body[end:].strip(BLANKS) == (b"}" if key else b"") else None
+    if body[end:].strip(BLANKS) != (b"}" if key else b""):
+        return None
+    is_bare = values.ndim == 1
+    return values, key, Span(match.end(), end, is_bare, rows=1 if is_bare else 0)
 
 
 NAME = b'"data"'
 DATA = re.compile(BLANK.join((NAME, b":", MATRIX)))
 
 
-def split_tensor(incoming: Incoming) -> tuple[bytes, Floats] | None:
-    """A V2 document with null in the place of its data, and the data, of one dimension where they are flat; else None.
+def split_tensor(incoming: Incoming) -> tuple[bytes, Floats, tuple[int, int]] | None:
+    """A V2 document with null in the place of its data; the data, of one dimension where they are flat; and where they
+    stand; else None.
 
     The document has one "data" and no escape in a name: where that null then is the data of the only input, the matrix was.
     """
@@ -132,4 +136,4 @@ def split_tensor(incoming: Incoming) -> tuple[bytes, Floats] | None:
     if body.find(NAME, end) >= 0 or body.find(NAME, 0, match.start()) >= 0:
         return None
     around = body[: match.end()] + b"null" + body[end:]
-    return None if b"\\" in around else (around, values)
+    return None if b"\\" in around else (around, values, (match.end(), end))

@@ -16,17 +16,18 @@ from typing import Any
 
 import orjson
 
-from service.batch import Batch, Incoming, Outgoing, Scores
+from service.batch import Batch, Frame, Incoming, ModelIdentity, Outgoing, Scores
 from service.errors import InvalidInputError, ServiceError
-from service.wire.matrix import kind, read_document, read_rows, verify_json_type
+from service.wire.matrix import kind, read_document, read_rows, to_numbers, verify_json_type
 from service.wire.plain import BARE, envelope, read_enveloped
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
 ENVELOPES = ("features", "instances")
-NUMPY = orjson.OPT_SERIALIZE_NUMPY
 BEFORE_ROWS = (envelope(*ENVELOPES), BARE)
 BEFORE_X = (envelope("X"),)
+PREDICTION, PREDICTIONS = Frame(b'{"prediction":', b"}"), Frame(b'{"prediction":[', b"]}")
+SCORE, SCORES = Frame(b'{"score":', b"}"), Frame(b'{"score":[', b"]}")
 
 
 def decode_predict(incoming: Incoming) -> Batch:
@@ -62,9 +63,9 @@ def read_plain(incoming: Incoming, patterns: tuple[re.Pattern[bytes], ...]) -> B
     for before in patterns:
         found = read_enveloped(incoming, before)
         if found is not None:
-            values, key = found
-            is_bare = values.ndim == 1
-            return Batch(values.reshape(1, -1) if is_bare else values, key or "body", reply=is_bare)
+            values, key, span = found
+            is_bare = span.is_flat
+            return Batch(values.reshape(1, -1) if is_bare else values, key or "body", reply=is_bare, span=span)
     return None
 
 
@@ -87,18 +88,20 @@ def to_batch(rows: Any, place: str, incoming: Incoming, keys: int) -> Batch:
     return Batch(values, place, names, reply=True)
 
 
+def frame_prediction(batch: Batch, model: ModelIdentity, outputs: int) -> Frame:
+    return PREDICTION if batch.reply else PREDICTIONS
+
+
+def frame_score(batch: Batch, model: ModelIdentity, outputs: int) -> Frame:
+    return SCORE if batch.reply else SCORES
+
+
 def encode_prediction(scores: Scores, batch: Batch) -> Outgoing:
-    return Outgoing(200, JSON, b'{"prediction":' + to_json(scores, batch) + b"}")
+    return Outgoing(200, JSON, (PREDICTION if batch.reply else PREDICTIONS).fill(to_numbers(scores.values)))
 
 
 def encode_score(scores: Scores, batch: Batch) -> Outgoing:
-    return Outgoing(200, JSON, b'{"score":' + to_json(scores, batch) + b"}")
-
-
-def to_json(scores: Scores, batch: Batch) -> bytes:
-    """The shortest decimal numbers that read back as the same float32."""
-    text = orjson.dumps(scores.values, option=NUMPY)
-    return text[1:-1] if batch.reply else text
+    return Outgoing(200, JSON, (SCORE if batch.reply else SCORES).fill(to_numbers(scores.values)))
 
 
 def encode_error(error: ServiceError, request_id: str) -> Outgoing:

@@ -20,7 +20,7 @@ from service.head import REQUEST_ID
 from service.metrics import BOOTING, READY, Block, Recorder
 from service.models import LoadedModel
 from service.predictor import Predictor
-from service.wire import ROUTES, Route
+from service.wire import ROUTES
 from tests.apps import Example, World
 
 PREDICT, V1, V2 = "/predict", "/v1/models/iris:predict", "/v2/models/iris/infer"
@@ -473,7 +473,7 @@ def test_a_decoder_that_fails_is_a_500_without_its_words(world: World) -> None:
     def decode(incoming: Incoming) -> Any:
         raise KeyError("s3cr3t-canary")
 
-    route = Route("/predict", "simple", decode, ROUTES[0].encode)
+    route = dataclasses.replace(ROUTES[0], decode=decode)
     call = world.edge.begin(route, Incoming("POST", "/predict", {}, b"", "find-me"), 0.0)
     assert call.outgoing is not None
     assert call.outgoing.status == 500

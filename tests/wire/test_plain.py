@@ -401,12 +401,12 @@ def test_threads_do_not_read_into_each_others_memory(reader: MatrixReader) -> No
 
 def test_the_edge_reads_with_what_came_with_the_model(iris: Example) -> None:
     """And in the usual way where nothing came; the answers are the same."""
-    assert iris.model.read_matrix is not None
+    assert iris.model.code is not None
     answers = []
-    for read_matrix in (iris.model.read_matrix, None):
-        world = World(replace(iris.model, read_matrix=read_matrix))
+    for code in (iris.model.code, None):
+        world = World(replace(iris.model, code=code))
         call = world.edge.begin(ROUTES[0], request(b"[[5.1, 3.5, 1.4, 0.2]]"), 0.0)
-        assert call.incoming.read_matrix is read_matrix
+        assert (call.incoming.read_matrix is None) == (code is None)
         answers.append(world.edge.finish(call).outgoing)
     assert answers[0] is not None
     assert answers[0].status == 200
