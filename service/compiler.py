@@ -36,7 +36,8 @@ Exported = Callable[..., int]
 
 # All the functions that the serving processes may call.
 EXPORTED: tuple[Exported, ...] = (*kernels.EXPORTED, *decimals.EXPORTED, *recognition.EXPORTED)
-# What one of two processes compiles: 1.9 s; the other takes 1.75 s for the rest (numba 0.68, AMD EPYC).
+# What one of two processes compiles: 2.2 s; the other takes 2.9 s for the rest (numba 0.68, AMD EPYC, a slow hour). Other shares
+# took longer: what calls the same functions belongs together.
 FIRST_SHARE: tuple[Exported, ...] = (kernels.score_rows, *decimals.EXPORTED, *recognition.EXPORTED)
 
 

@@ -8,6 +8,7 @@ Which kernel takes which rows is decided here; what they do, and why a row's bit
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -21,8 +22,6 @@ from service.ensemble import ARGMAX, ARRAYS, IDENTITY, PLAN, Ensemble, Floats, I
 from service.machine_code import MachineCode, MachineCodeError
 
 FLOAT32 = np.dtype(np.float32)
-# From this many rows on a block that is not full is filled up; see `Engine.measure`.
-CROSSOVER = 16
 # A call that takes no longer keeps the interpreter's lock.
 LOCKED_SECONDS = 100e-6
 
@@ -44,16 +43,17 @@ class Engine:
     (0, 0) is all.
     """
 
-    def __init__(self, ensemble: Ensemble, code: MachineCode, crossover: int = CROSSOVER) -> None:
+    def __init__(self, ensemble: Ensemble, code: MachineCode) -> None:
         verify_arrays()
         self.ensemble = ensemble
-        self.crossover = crossover
         meta = ensemble.meta
         is_plain = not meta.has_sets and not len(ensemble.vectors)
         rows_kernel = "score_rows" if is_plain else "score_rows_of_any"
         self._walk_rows, self._walk_rows_locked = code.function(rows_kernel), code.function(rows_kernel, True)
         self._hold_blocks, self._find_leaves = code.function("score_blocks"), code.function("find_leaves")
-        self._measure_block, self.block = code.function("measure_block"), code.function("count_block")()
+        self._measure_block = code.function("measure_block")
+        self.block, self.few = code.function("count_block")(), code.function("count_few")()
+        self.use_blocks((self.block, self.block // 2), (self.few, self.few // 2))
         self._features, self._groups = meta.features, meta.groups
         self._walk = 3 * meta.features
         self._locked_rows = 1
@@ -105,14 +105,18 @@ class Engine:
         values = self._verify(values)
         count, groups = len(values), self._groups
         sums: Floats = np.empty(count if groups == 1 else (count, groups), FLOAT32)
-        if count < self.crossover:
+        if count < self._fewest:
             self._score_rows(plan, values, sums)
             return sums
-        rest = count % self.block
-        blocked = count if rest >= self.crossover else count - rest
-        self._score_blocks(plan, values[:blocked], sums[:blocked])
-        if blocked < count:
-            self._score_rows(plan, values[blocked:], sums[blocked:])
+        begin = 0
+        for width, least in self._blocks:
+            rest = (count - begin) % width
+            end = count if rest >= least else count - rest
+            if end > begin:
+                self._score_blocks(plan, values[begin:end], sums[begin:end], width)
+                begin = end
+        if begin < count:
+            self._score_rows(plan, values[begin:], sums[begin:])
         return sums
 
     def _score_rows(self, plan: Plan, values: Floats, sums: Floats) -> None:
@@ -121,29 +125,38 @@ class Engine:
         walk = np.empty(self._walk, FLOAT32)
         score(plan.address, id(values), count, id(sums), id(walk))
 
-    def _score_blocks(self, plan: Plan, values: Floats, sums: Floats) -> None:
+    def _score_blocks(self, plan: Plan, values: Floats, sums: Floats, width: int) -> None:
         scratch = np.zeros(plan.scratch, FLOAT32)
-        self._hold_blocks(plan.address, id(values), len(values), id(sums), id(scratch))
+        self._hold_blocks(plan.address, id(values), len(values), id(sums), id(scratch), width)
 
-    def measure(self) -> int:
-        """Set from how many rows on a block is faster than as many single rows, and return it.
+    def measure(self) -> None:
+        """Find out which blocks are faster than as many single rows, and from how many rows on.
 
         Takes the time of about ten blocks. Scores do not depend on it.
         """
-        # Any numbers do: neither kernel branches on them. Importing numpy.random would cost each worker 2 MB.
+        # Any numbers do: no kernel branches on them. Importing numpy.random would cost each worker 2 MB.
         rows = np.sin(np.arange(self.block * self._features, dtype=FLOAT32)).reshape(self.block, self._features)
-        block = self._time(self._score_blocks, rows)
-        row = self._time(self._score_rows, rows[:16]) / 16
-        self.crossover = max(2, min(self.block, round(block / row)))
+        row = each = self._time(self._score_rows, rows[: self.few]) / self.few
         self._locked_rows = max(1, int(LOCKED_SECONDS / row))
-        return self.crossover
+        blocks: list[tuple[int, int]] = []
+        for width in (self.few, self.block):
+            block = self._time(self._score_blocks, rows[:width], width)
+            if block < width * each:
+                blocks.insert(0, (width, math.ceil(block / each)))
+                each = block / width
+        self.use_blocks(*blocks)
 
-    def _time(self, score: Callable[[Plan, Floats, Floats], None], rows: Floats) -> float:
+    def use_blocks(self, *blocks: tuple[int, int]) -> None:
+        """Score by blocks of these sizes, largest first, and from how many rows on one that is not full."""
+        self._blocks = blocks
+        self._fewest = min((least for _, least in blocks), default=sys.maxsize)
+
+    def _time(self, score: Callable[..., None], rows: Floats, *options: int) -> float:
         sums = np.empty((len(rows), self._groups), np.float32)
         best = np.inf
         for _ in range(5):
             began = time.perf_counter()
-            score(self._margins, rows, sums)
+            score(self._margins, rows, sums, *options)
             best = min(best, time.perf_counter() - began)
         return best
 

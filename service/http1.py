@@ -408,11 +408,12 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             return False
         extra = self._connection_header(accepted)
-        self._out.append(self._door.write_answer(status, content_type, body, request_id, timing, extra))
-        if self._waiting:
+        answer = self._door.write_answer(status, content_type, body, request_id, timing, extra)
+        if self._waiting or self._is_closing:
+            self._out.append(answer)
             self._go_on()
         else:
-            self._flush()
+            self._transport.write(answer)
         return True
 
     def _scored(self, line: Line, call: Call, done: Future[Call]) -> None:

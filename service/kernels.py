@@ -5,9 +5,9 @@ cpu_predictor.cc, 3.2). Both kernels here add in that order, so a row's bits do 
 
 - the *rows* kernel walks a row down eight trees at a time. A step does not branch: a leaf leads to itself, and a missing
   value is stood in for by the smallest or the largest number, whichever goes the way that the split sends it;
-- the *blocks* kernel holds `BLOCK` rows against every split of a segment (see `ensemble`), two vector instructions for
-  16 rows. numba does not keep the masks in registers from one split to the next, so that loop is written in LLVM's
-  language.
+- the *blocks* kernel holds `BLOCK` rows, or the `FEW` that came together, against every split of a segment (see `ensemble`),
+  two vector instructions for 16 rows. numba does not keep the masks in registers from one split to the next, so that loop is
+  written in LLVM's language.
 
 Nothing may reorder or fuse the sums: no fastmath, hence no contraction to FMA. exp is the C library's expf, as in
 XGBoost, and known only by an address, so that no vector library takes its place.
@@ -81,6 +81,8 @@ FEATURES: str = get_host_cpu_features() if numba.config.CPU_FEATURES is None els
 # Numbers in a vector, which LLVM cuts up where registers are smaller.
 BLOCK = 128 if "+avx512f" in FEATURES else 64
 LANES = 16
+# Rows of a block that is mostly empty otherwise.
+FEW = LANES
 # Of a row of the tables, read flat.
 TREE, SEGMENT, TEST, CODE = 5, 6, 3, 3
 # CPython's objects begin with a head; in numpy's arrays the address of the numbers follows it.
@@ -460,27 +462,35 @@ def vector_at(builder: Any, data: Any, number: int, kind: Any) -> Any:
     return builder.bitcast(builder.gep(data, [ir.Constant(INT64, number * LANES)]), kind.as_pointer())
 
 
-@intrinsic
-def hold_against(
-    context: Any, columns: Any, tests: Any, begin: Any, right: Any, sets: Any, end: Any, exits: Any
-) -> Any:
-    """Hold a block of columns (columns, BLOCK) against tests, and write the exits that each row still has.
+def make_hold_against(vectors: int) -> Any:
+    """To hold so many vectors of rows against tests."""
 
-    Tests from begin on send a missing value left, from right on they send it right, from sets on they are for bits in
-    common. The masks of all rows travel through the three loops in registers.
-    """
+    @intrinsic
+    def hold_against(
+        context: Any, columns: Any, tests: Any, begin: Any, right: Any, sets: Any, end: Any, exits: Any
+    ) -> Any:
+        """Hold the first rows of columns (columns, BLOCK) against tests, and write the exits that each row still has.
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        table, rows, found = (data_of(context, builder, signature.args[k], args[k]) for k in (1, 0, 6))
-        masks = [ir.Constant(INT_VECTOR, [-1] * LANES)] * VECTORS
-        for k, compare in ((2, is_not_below), (3, is_not_below_or_missing), (4, have_common_bits)):
-            masks = generate_loop(builder, rows, table, args[k], args[k + 1], compare, masks)
-        for number, mask in enumerate(masks):
-            builder.store(mask, vector_at(builder, found, number, INT_VECTOR), align=ALIGNMENT)
-        return context.get_dummy_value()
+        Tests from begin on send a missing value left, from right on they send it right, from sets on they are for bits in
+        common. The masks of all rows travel through the three loops in registers.
+        """
 
-    n = types.intp
-    return types.void(columns, tests, n, n, n, n, exits), generate
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            table, rows, found = (data_of(context, builder, signature.args[k], args[k]) for k in (1, 0, 6))
+            masks = [ir.Constant(INT_VECTOR, [-1] * LANES)] * vectors
+            for k, compare in ((2, is_not_below), (3, is_not_below_or_missing), (4, have_common_bits)):
+                masks = generate_loop(builder, rows, table, args[k], args[k + 1], compare, masks)
+            for number, mask in enumerate(masks):
+                builder.store(mask, vector_at(builder, found, number, INT_VECTOR), align=ALIGNMENT)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(columns, tests, n, n, n, n, exits), generate
+
+    return hold_against
+
+
+hold_block_against, hold_few_against = make_hold_against(VECTORS), make_hold_against(FEW // LANES)
 
 
 def is_not_below(builder: Any, values: Any, limits: Any) -> Any:
@@ -527,36 +537,52 @@ def generate_loop(
 
 
 @intrinsic
-def leave_segment(context: Any, exits: Any, base: Any, entry: Any, places: Any) -> Any:
-    """Move the rows of a block that stand at `entry` to `base` plus their lowest exit."""
+def leave_segment(context: Any, exits: Any, base: Any, entry: Any, places: Any, first: Any) -> Any:
+    """Move the vector of rows from `first` on that stand at `entry` to `base` plus their lowest exit."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         open_exits, places = (data_of(context, builder, signature.args[k], args[k]) for k in (0, 3))
         bases, entries = (spread(builder, args[k], INT_VECTOR) for k in (1, 2))
         kind = ir.FunctionType(INT_VECTOR, [INT_VECTOR, ir.IntType(1)])
         cttz = cgutils.get_or_insert_function(builder.module, kind, f"llvm.cttz.v{LANES}i32")
-        for number in range(VECTORS):
-            mask = builder.load(vector_at(builder, open_exits, number, INT_VECTOR), align=ALIGNMENT)
-            target = vector_at(builder, places, number, INT_VECTOR)
-            place = builder.load(target, align=ALIGNMENT)
-            exit_ = builder.add(builder.call(cttz, [mask, ir.Constant(ir.IntType(1), 1)]), bases)
-            is_here = builder.icmp_signed("==", place, entries)
-            builder.store(builder.select(is_here, exit_, place), target, align=ALIGNMENT)
+        mask, target = (
+            builder.bitcast(builder.gep(data, [args[4]]), INT_VECTOR.as_pointer()) for data in (open_exits, places)
+        )
+        place = builder.load(target, align=ALIGNMENT)
+        exit_ = builder.call(cttz, [builder.load(mask, align=ALIGNMENT), ir.Constant(ir.IntType(1), 1)])
+        is_here = builder.icmp_signed("==", place, entries)
+        builder.store(builder.select(is_here, builder.add(exit_, bases), place), target, align=ALIGNMENT)
         return context.get_dummy_value()
 
-    return types.void(exits, types.int32, types.int32, places), generate
+    return types.void(exits, types.int32, types.int32, places, types.intp), generate
 
 
 @jit
-def find_exits(columns: Floats, segments: Ints, tests: Ints, first: int, last: int, exits: Ints, places: Ints) -> None:
+def find_exits(
+    columns: Floats, segments: Ints, tests: Ints, first: int, last: int, exits: Ints, places: Ints, width: int
+) -> None:
     """The slot that each row of a block leaves a tree by, whose segments are those from first to last."""
-    for i in range(BLOCK):
-        places[U(i)] = -1
+    # Of a number that the compiler does not know it would make a call of memset, and there is no C library here.
+    if width == FEW:
+        for i in range(FEW):
+            places[U(i)] = -1
+    else:
+        for i in range(BLOCK):
+            places[U(i)] = -1
     for s in range(first, last):
         at = U(s * SEGMENT)
-        begin, right = segments[at + U(BEGIN)], segments[at + U(RIGHT)]
-        hold_against(columns, tests, begin, right, segments[at + U(SETS)], segments[at + U(END)], exits)
-        leave_segment(exits, segments[at + U(BASE)], segments[at + U(ENTRY)], places)
+        begin, right, sets, end = (
+            segments[at + U(BEGIN)],
+            segments[at + U(RIGHT)],
+            segments[at + U(SETS)],
+            segments[at + U(END)],
+        )
+        if width == FEW:
+            hold_few_against(columns, tests, begin, right, sets, end, exits)
+        else:
+            hold_block_against(columns, tests, begin, right, sets, end, exits)
+        for i in range(0, width, LANES):
+            leave_segment(exits, segments[at + U(BASE)], segments[at + U(ENTRY)], places, i)
 
 
 @jit
@@ -606,8 +632,14 @@ def count_block() -> int:
     return BLOCK
 
 
-def score_blocks(plan: int, rows: int, count: int, sums: int, scratch: int) -> int:
-    """The blocks kernel: the same scores as `score_rows`, of all trees. Trees without segments are walked.
+def count_few() -> int:
+    """How many rows a small block has."""
+    return FEW
+
+
+def score_blocks(plan: int, rows: int, count: int, sums: int, scratch: int, width: int) -> int:
+    """The blocks kernel: the same scores as `score_rows`, of all trees, for `width` rows at a time, `FEW` or `BLOCK`. Trees
+    without segments are walked.
 
     `scratch` has as many floats as `measure_block` says, all zero: where the last block is not full, they are rows too.
     """
@@ -623,30 +655,30 @@ def score_blocks(plan: int, rows: int, count: int, sums: int, scratch: int) -> i
     exits, places = ints_at(at, BLOCK), ints_at(at + 4 * BLOCK, BLOCK)
     totals = floats_at(at + 8 * BLOCK, p.groups * BLOCK)
     columns = floats_at(at + (8 + 4 * p.groups) * BLOCK, count_columns(p.features, codes) * BLOCK)
-    width = width_of_walk(p.features, codes)
-    walks = floats_at(at + (8 + 4 * p.groups) * BLOCK + 4 * len(columns), width * BLOCK)
+    walk = width_of_walk(p.features, codes)
+    walks = floats_at(at + (8 + 4 * p.groups) * BLOCK + 4 * len(columns), walk * BLOCK)
     is_walked = count_walked(trees, p.begin, p.end) > 0
     while row < end:
-        count = min(BLOCK, (end - row) // row_bytes)
+        count = min(width, (end - row) // row_bytes)
         for i in range(count):
             one = row_at(row + row_bytes * i, p.features)
             fill_columns(one, codes, columns, i)
             if is_walked:
-                fill_any_walk(one, codes, words, walks, width * i)
+                fill_any_walk(one, codes, words, walks, walk * i)
         for g in range(p.groups):
-            for i in range(BLOCK):
+            for i in range(width):
                 totals[U(g * BLOCK + i)] = base[U(g)]
         for t in range(p.begin, p.end):
             first, last = trees[U(t * TREE + FIRST)], trees[U(t * TREE + LAST)]
             if first < last:
-                find_exits(columns, segments, tests, first, last, exits, places)
-                for i in range(BLOCK):
+                find_exits(columns, segments, tests, first, last, exits, places, width)
+                for i in range(width):
                     places[U(i)] = slots[U(places[U(i)])]
             elif len(codes):
-                walk_block(nodes, words, walks, width, root_of(trees, U(t)), trees[U(t * TREE + DEPTH)], places)
+                walk_block(nodes, words, walks, walk, root_of(trees, U(t)), trees[U(t * TREE + DEPTH)], places, width)
             else:
-                walk_block(nodes, None, walks, width, root_of(trees, U(t)), trees[U(t * TREE + DEPTH)], places)
-            add_values(places, vectors, totals, trees[U(t * TREE + GROUP)], p.groups)
+                walk_block(nodes, None, walks, walk, root_of(trees, U(t)), trees[U(t * TREE + DEPTH)], places, width)
+            add_values(places, vectors, totals, trees[U(t * TREE + GROUP)], p.groups, width)
         for i in range(count):
             out = floats_at(result, p.groups)
             for g in range(p.groups):
@@ -676,11 +708,11 @@ def count_walked(trees: Ints, begin: int, end: int) -> int:
 
 @jit
 def walk_block(
-    nodes: Ints, words: Words | None, walks: Floats, width: int, root: int, depth: int, places: Ints
+    nodes: Ints, words: Words | None, walks: Floats, walk: int, root: int, depth: int, places: Ints, width: int
 ) -> None:
     """What the leaves hold that the rows of a block reach in one tree, into `places`."""
-    for i in range(0, BLOCK, 8):
-        at, w = U(i * width), U(width)
+    for i in range(0, width, 8):
+        at, w = U(i * walk), U(walk)
         offsets = (at, at + w, at + U(2) * w, at + U(3) * w, at + U(4) * w, at + U(5) * w, at + U(6) * w, at + U(7) * w)
         leaves = descend(nodes, words, walks, depth, offsets, (root, root, root, root, root, root, root, root))
         for leaf in leaves:
@@ -689,15 +721,15 @@ def walk_block(
 
 
 @jit
-def add_values(values: Ints, vectors: Floats, totals: Floats, group: int, groups: int) -> None:
+def add_values(values: Ints, vectors: Floats, totals: Floats, group: int, groups: int, width: int) -> None:
     """Add to each row of a block what its leaf holds."""
     if len(vectors) == 0:
-        for i in range(BLOCK):
+        for i in range(width):
             totals[U(group * BLOCK + i)] += to_float(values[U(i)])
     else:
-        # The rows inside: their number is known to the compiler, that of the outputs is not.
+        # The rows inside: they are a multiple of 16, and the outputs are not.
         for g in range(groups):
-            for i in range(BLOCK):
+            for i in range(width):
                 totals[U(g * BLOCK + i)] += vectors[U(values[U(i)] * groups + g)]
 
 
@@ -757,4 +789,5 @@ EXPORTED: tuple[Callable[..., int], ...] = (
     find_leaves,
     measure_block,
     count_block,
+    count_few,
 )

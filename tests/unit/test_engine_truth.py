@@ -81,15 +81,28 @@ def test_two_hundred_generated_models_with_a_thousand_rows_each(name: str, seed:
     verify_truth(sample, make_rows(sample, 1000, seed), checked=1000)
 
 
-@pytest.mark.parametrize("crossover", [2, 10**6])
+@pytest.mark.parametrize("choice", ["rows", "few", "blocks", "both"])
 @pytest.mark.parametrize("name", ["logistic", "partition", "vector", "forest-softprob", "by-leaf", "most-categories"])
-def test_both_kernels_give_the_same_bits(name: str, crossover: int) -> None:
-    """Whichever kernel the number of rows chooses."""
+def test_all_kernels_give_the_same_bits(name: str, choice: str) -> None:
+    """Whichever kernel the number of rows chooses, and blocks that are full or not."""
     sample = train(KINDS[name], seed=5)
     rows = make_rows(sample, sample.engine.block + 50, seed=2)
     expected = sample.engine.predict(rows)
-    sample.engine.crossover = crossover
-    for count in (1, 3, 50, sample.engine.block - 1, sample.engine.block, sample.engine.block + 1, len(rows)):
+    block, few = (sample.engine.block, 1), (sample.engine.few, 1)
+    choices = {"rows": (), "few": (few,), "blocks": (block,), "both": ((block[0], 100), few)}
+    sample.engine.use_blocks(*choices[choice])
+    for count in (
+        1,
+        3,
+        15,
+        16,
+        17,
+        50,
+        sample.engine.block - 1,
+        sample.engine.block,
+        sample.engine.block + 1,
+        len(rows),
+    ):
         assert (bits(sample.engine.predict(rows[:count])) == bits(expected[:count])).all()
 
 
