@@ -248,6 +248,12 @@ def test_tls_by_gunicorns_own_options(tmp_path: Path) -> None:
                 assert connection.getresponse().read() == b'{"predictions":[1.0]}'
             connection.request("GET", "/v2/models/iris")
             assert json.loads(connection.getresponse().read())["name"] == "iris"
+            # Whole requests, which are recognized when they come again.
+            for _ in range(4):
+                connection.sock.sendall(POST)
+                answer = http.client.HTTPResponse(connection.sock)
+                answer.begin()
+                assert answer.read() == b'{"predictions":[1.0]}'
             connection.close()
             with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
                 plain.sendall(POST)
