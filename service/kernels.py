@@ -536,25 +536,33 @@ def generate_loop(
     return held
 
 
-@intrinsic
-def leave_segment(context: Any, exits: Any, base: Any, entry: Any, places: Any, first: Any) -> Any:
-    """Move the vector of rows from `first` on that stand at `entry` to `base` plus their lowest exit."""
+def make_leave_segment(vectors: int) -> Any:
+    """To move so many vectors of rows."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        open_exits, places = (data_of(context, builder, signature.args[k], args[k]) for k in (0, 3))
-        bases, entries = (spread(builder, args[k], INT_VECTOR) for k in (1, 2))
-        kind = ir.FunctionType(INT_VECTOR, [INT_VECTOR, ir.IntType(1)])
-        cttz = cgutils.get_or_insert_function(builder.module, kind, f"llvm.cttz.v{LANES}i32")
-        mask, target = (
-            builder.bitcast(builder.gep(data, [args[4]]), INT_VECTOR.as_pointer()) for data in (open_exits, places)
-        )
-        place = builder.load(target, align=ALIGNMENT)
-        exit_ = builder.call(cttz, [builder.load(mask, align=ALIGNMENT), ir.Constant(ir.IntType(1), 1)])
-        is_here = builder.icmp_signed("==", place, entries)
-        builder.store(builder.select(is_here, builder.add(exit_, bases), place), target, align=ALIGNMENT)
-        return context.get_dummy_value()
+    @intrinsic
+    def leave_segment(context: Any, exits: Any, base: Any, entry: Any, places: Any) -> Any:
+        """Move the rows of a block that stand at `entry` to `base` plus their lowest exit."""
 
-    return types.void(exits, types.int32, types.int32, places, types.intp), generate
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            open_exits, places = (data_of(context, builder, signature.args[k], args[k]) for k in (0, 3))
+            bases, entries = (spread(builder, args[k], INT_VECTOR) for k in (1, 2))
+            kind = ir.FunctionType(INT_VECTOR, [INT_VECTOR, ir.IntType(1)])
+            cttz = cgutils.get_or_insert_function(builder.module, kind, f"llvm.cttz.v{LANES}i32")
+            for number in range(vectors):
+                mask = builder.load(vector_at(builder, open_exits, number, INT_VECTOR), align=ALIGNMENT)
+                target = vector_at(builder, places, number, INT_VECTOR)
+                place = builder.load(target, align=ALIGNMENT)
+                exit_ = builder.add(builder.call(cttz, [mask, ir.Constant(ir.IntType(1), 1)]), bases)
+                is_here = builder.icmp_signed("==", place, entries)
+                builder.store(builder.select(is_here, exit_, place), target, align=ALIGNMENT)
+            return context.get_dummy_value()
+
+        return types.void(exits, types.int32, types.int32, places), generate
+
+    return leave_segment
+
+
+leave_segment_block, leave_segment_few = make_leave_segment(VECTORS), make_leave_segment(FEW // LANES)
 
 
 @jit
@@ -577,12 +585,13 @@ def find_exits(
             segments[at + U(SETS)],
             segments[at + U(END)],
         )
+        base, entry = segments[at + U(BASE)], segments[at + U(ENTRY)]
         if width == FEW:
             hold_few_against(columns, tests, begin, right, sets, end, exits)
+            leave_segment_few(exits, base, entry, places)
         else:
             hold_block_against(columns, tests, begin, right, sets, end, exits)
-        for i in range(0, width, LANES):
-            leave_segment(exits, segments[at + U(BASE)], segments[at + U(ENTRY)], places, i)
+            leave_segment_block(exits, base, entry, places)
 
 
 @jit
