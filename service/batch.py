@@ -41,37 +41,51 @@ class Outgoing:
     headers: tuple[tuple[str, str], ...] = ()
 
 
+# How a matrix is written: a list of rows, one list of numbers, float32 as they are in memory (little-endian).
+NESTED, FLAT, BINARY = range(3)
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where in a body its only matrix stands, if all else in the body would mean the same around another matrix.
+    """Where in a body its only matrix stands, and how it is written, if all else in the body would mean the same around
+    another matrix.
 
-    `is_flat` says that the matrix is one list of numbers, `rows` how many rows it must have there; 0: any.
+    `rows` is how many rows it must have there; 0: any.
     """
 
     begin: int
     end: int
-    is_flat: bool = False
+    kind: int = NESTED
     rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """An answer in JSON but for its scores, which go between `before` and `after` as numbers with commas.
+    """An answer but for its scores, which go between `before` and `after` as numbers with commas.
 
-    Where the answer repeats the request's id, `start` and then the id as a string stand before all that. `is_flat` says that
-    the scores of all rows are one list, also where a row has several.
+    Where the answer repeats the request's id, `start` and then the id as JSON stand before all that. `is_flat` says that
+    the scores of all rows are one list, also where a row has several. Where there is a `size_header`, scores are binary,
+    and it is the name of the header that tells where they begin.
     """
 
     before: bytes
     after: bytes
     start: bytes = b""
     is_flat: bool = False
+    content_type: str = "application/json"
+    size_header: str = ""
 
     def fill(self, numbers: bytes, identifier: bytes = b"") -> bytes:
-        """The answer; the id is JSON."""
+        """The answer's body."""
         if self.start:
             return b"".join((self.start, identifier, self.before, numbers, self.after))
         return self.before + numbers + self.after
+
+    def headers(self, identifier: bytes = b"") -> tuple[tuple[str, str], ...]:
+        """Headers that the answer has beside those of every answer."""
+        if not self.size_header:
+            return ()
+        return ((self.size_header, str(len(self.start) + len(identifier) + len(self.before))),)
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from service.edge import Call, Edge
 from service.errors import ServiceError
+from service.head import to_lines
 from service.models import LoadedModel
 from service.recurring import PADDING, Accepted, Recurring
 from service.turn import Client, Turn
@@ -105,7 +106,7 @@ class Door:
 
     def write_date(self, date: str) -> None:
         """Start of every head from now on; called once a second."""
-        self._identity = "".join(f"{name}: {value}\r\n" for name, value in self.edge.identity_headers)
+        self._identity = to_lines(self.edge.identity_headers)
         start = f"Server: xgboost-server\r\nDate: {date}\r\n{self._identity}"
         self.heads = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n{start}" for status in HTTPStatus}
 

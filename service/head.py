@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Iterable
 from functools import lru_cache
 
 from service.errors import HeadTooLargeError, MalformedRequestError, TargetTooLongError
@@ -112,3 +113,8 @@ def verify_host(host: str | None, version: str) -> None:
             raise MalformedRequestError("Host: missing")
     elif not HOST.fullmatch(host):
         raise MalformedRequestError("Host: expected a host name and perhaps a port")
+
+
+def to_lines(headers: Iterable[tuple[str, str]]) -> str:
+    """Header fields as they stand in the head of an answer."""
+    return "".join(f"{name}: {value}\r\n" for name, value in headers)

@@ -41,6 +41,7 @@ from service.head import (
     ABSOLUTE_TARGET,
     MAX_HEAD_BYTES,
     MAX_TARGET_BYTES,
+    to_lines,
     verify_head,
     verify_head_size,
 )
@@ -401,13 +402,20 @@ class Connection(asyncio.BufferedProtocol):
         return True
 
     def send_known(
-        self, accepted: Accepted, status: int, content_type: str, body: bytes, request_id: str, timing: str
+        self,
+        accepted: Accepted,
+        status: int,
+        content_type: str,
+        body: bytes,
+        request_id: str,
+        timing: str,
+        extra: str = "",
     ) -> bool:
         """The answer to what a turn has taken; whether anybody is there to read it."""
         self._is_busy = False
         if self._transport.is_closing():
             return False
-        extra = self._connection_header(accepted)
+        extra += self._connection_header(accepted)
         answer = self._door.write_answer(status, content_type, body, request_id, timing, extra)
         if self._waiting or self._is_closing:
             self._out.append(answer)
@@ -456,8 +464,7 @@ class Connection(asyncio.BufferedProtocol):
         edge.log_request(seen, request_id)
 
     def _send(self, line: Line, outgoing: Outgoing, request_id: str, timing: str) -> None:
-        extra = "" if not outgoing.headers else "".join(f"{name}: {value}\r\n" for name, value in outgoing.headers)
-        extra += self._connection_header(line)
+        extra = to_lines(outgoing.headers) + self._connection_header(line)
         status, content_type = outgoing.status, outgoing.content_type
         self._out.append(self._door.write_answer(status, content_type, outgoing.body, request_id, timing, extra))
 
@@ -510,8 +517,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             for seen in answer.observations:
                 door.recorder.observe(seen)
-            headers = "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
-            head = f"{door.plain_head(answer.status)}{headers}{self._connection_header(request)}\r\n"
+            head = f"{door.plain_head(answer.status)}{to_lines(answer.headers)}{self._connection_header(request)}\r\n"
             self._out.append(head.encode("latin-1"))
             if request.method != "HEAD":
                 self._out.append(answer.body)

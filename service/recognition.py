@@ -16,6 +16,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from service.batch import BINARY, FLAT
 from service.decimals import (
     Number,
     U,
@@ -26,7 +27,7 @@ from service.decimals import (
     trailing_zeros,
     word_at,
 )
-from service.kernels import addresses_at, inline, jit
+from service.kernels import addresses_at, floats_at, inline, jit, row_at, to_bits
 from service.recurring import (
     AFTER,
     BEFORE,
@@ -36,7 +37,6 @@ from service.recurring import (
     CELLS,
     FEATURES,
     FIXED_ROWS,
-    FLAT,
     FORM_CELLS,
     FORM_COUNT,
     FORMS,
@@ -47,6 +47,7 @@ from service.recurring import (
     ID,
     ID_CHARS,
     ID_END,
+    KIND,
     LENGTH_DIGITS,
     LENGTH_GAP,
     MAX_BODY,
@@ -143,6 +144,18 @@ def match_head(cells: Any, steps: Any, begin: Number, end: Number) -> Number:
     return at
 
 
+@inline
+def copy_floats(source: int, target: int, count: int) -> bool:
+    """Copy float32 from any address; whether none of them is infinite."""
+    values, copies = row_at(source, count), floats_at(target, count)
+    infinite = 0
+    for k in range(count):
+        value = values[U(k)]
+        copies[U(k)] = value
+        infinite |= (to_bits(value) & np.int32(0x7FFFFFFF)) == np.int32(0x7F800000)
+    return infinite == 0
+
+
 @jit
 def is_of_form(cells: Any, form: Any, begin: Number, end: Number, shape: int) -> bool:
     """Whether these bytes are a body of this form; then its rows are where they will be scored."""
@@ -152,19 +165,25 @@ def is_of_form(cells: Any, form: Any, begin: Number, end: Number, shape: int) ->
         return False
     if not are_same(U(form[U(BEFORE)]), begin, before):
         return False
-    features, taken = cells[U(FEATURES)], cells[U(FEATURES)] * cells[U(TAKEN)]
-    room = cells[U(ROOM)] - taken
-    position = read_rows(Int(begin), Int(before), Int(size), cells[U(VALUES)] + 4 * taken, room, shape)
-    if position == 0 or U(position) != size - after:
-        return False
-    rows, width = cells[U(SHAPE)], cells[U(SHAPE + 1)]
-    fixed = form[U(FIXED_ROWS)]
-    if form[U(FLAT)]:
-        # One list of numbers is as many rows as the form says.
-        is_right = rows == 0 and width == fixed * features
-        rows = fixed
+    features, fixed, kind = cells[U(FEATURES)], form[U(FIXED_ROWS)], form[U(KIND)]
+    taken = features * cells[U(TAKEN)]
+    target, room = cells[U(VALUES)] + 4 * taken, cells[U(ROOM)] - taken
+    if kind == BINARY:
+        rows, numbers = fixed, fixed * features
+        is_right = (
+            numbers <= room and Int(size - before) == 4 * numbers and copy_floats(Int(begin + before), target, numbers)
+        )
     else:
-        is_right = width == features and (fixed == 0 or fixed == rows)
+        position = read_rows(Int(begin), Int(before), Int(size), target, room, shape)
+        if position == 0 or U(position) != size - after:
+            return False
+        rows, width = cells[U(SHAPE)], cells[U(SHAPE + 1)]
+        if kind == FLAT:
+            # One list of numbers is as many rows as the form says.
+            is_right = rows == 0 and width == fixed * features
+            rows = fixed
+        else:
+            is_right = width == features and (fixed == 0 or fixed == rows)
     cells[U(ROWS)] = rows
     return is_right and 0 < rows <= cells[U(MAX_ROWS)]
 

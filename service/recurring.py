@@ -52,8 +52,8 @@ LENGTH_DIGITS, MAX_ID = 9, REQUEST_ID_LENGTH
 # A text is its address and its size. A step: a text and the gap behind it.
 SIZE, GAP = 1, 2
 STEP_CELLS = 3
-# A form: what stands before the matrix and behind it, whether the matrix is one list, and how many rows it must have, 0 for any.
-BEFORE, AFTER, FLAT, FIXED_ROWS = 0, 2, 4, 5
+# A form: what stands before the matrix and behind it, how it is written, and how many rows it must have, 0 for any.
+BEFORE, AFTER, KIND, FIXED_ROWS = 0, 2, 4, 5
 FORM_CELLS = 6
 STEPS, STEP_COUNT, FORMS, FORM_COUNT = range(4)
 HEAD_CELLS = 4
@@ -222,10 +222,11 @@ class Recurring:
     def _lay_out(self) -> None:
         """The tables that machine code reads, in place of the last ones."""
         self.forms = [form for head in self.heads for form in head.forms]
+        self.has_binary = any(form.frame.size_header for form in self.forms)
         texts = Texts()
         steps = [[*texts.add(text), gap] for head in self.heads for text, gap in head.steps]
         forms = [
-            [*texts.add(form.before), *texts.add(form.after), form.span.is_flat, form.span.rows] for form in self.forms
+            [*texts.add(form.before), *texts.add(form.after), form.span.kind, form.span.rows] for form in self.forms
         ]
         self._texts = np.frombuffer(texts.data + bytes(PADDING), np.uint8)
         base = self._texts.ctypes.data

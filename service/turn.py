@@ -14,12 +14,13 @@ from typing import Protocol
 import numpy as np
 
 from service.batch import Floats, Observation, Stages
-from service.edge import COMPRESS_BYTES, JSON, Edge, server_timing
+from service.edge import COMPRESS_BYTES, Edge, server_timing
 from service.errors import PredictionError
+from service.head import to_lines
 from service.machine_code import MachineCode
 from service.recurring import BODY, BYTES, ROWS, TAKEN, Accepted, Form, Recurring
 from service.scoring import Scorer
-from service.wire.matrix import to_numbers
+from service.wire.matrix import to_numbers, write_scores
 
 # More would be compressed for those who accept it, which is the edge's to do. A float32 has at most 15 characters and a comma.
 MOST_SCORES = COMPRESS_BYTES // 2 // 16
@@ -29,8 +30,16 @@ class Client(Protocol):
     """A connection as a turn sees it: `http1.Connection`."""
 
     def send_known(
-        self, accepted: Accepted, status: int, content_type: str, body: bytes, request_id: str, timing: str
-    ) -> bool: ...
+        self,
+        accepted: Accepted,
+        status: int,
+        content_type: str,
+        body: bytes,
+        request_id: str,
+        timing: str,
+        extra: str = "",
+    ) -> bool:
+        """Answer; `extra` are header lines. Whether anybody is there to read it."""
 
 
 class Host(Protocol):
@@ -106,7 +115,7 @@ class Turn:
         try:
             scores = self._predict(self._rows[:rows])
             predicted = perf_counter()
-            texts = write_numbers(scores, jobs)
+            texts = self._write_scores(scores, jobs)
         except Exception:  # as in `Edge.finish`
             self._fail(jobs)
             return
@@ -118,10 +127,22 @@ class Turn:
         for job, numbers in zip(jobs, texts, strict=True):
             client, form, request_id, _, _, _ = job  # a starred name would cost a list for each
             frame = form.frame
-            body = frame.fill(numbers, b'"%b"' % request_id.encode()) if frame.start else frame.fill(numbers)
-            if client.send_known(form.accepted, 200, JSON, body, request_id, timing):
+            identifier = b'"%b"' % request_id.encode() if frame.start else b""
+            body = frame.fill(numbers, identifier)
+            extra = to_lines(frame.headers(identifier)) if frame.size_header else ""
+            if client.send_known(form.accepted, 200, frame.content_type, body, request_id, timing, extra):
                 answered.append((job, len(body)))
         self._count(answered, stages)
+
+    def _write_scores(self, scores: Floats, jobs: list[Job]) -> list[bytes]:
+        """The scores of each request, as they go into its frame."""
+        if len(jobs) == len(scores) and scores.ndim == 1 and not self._recurring.has_binary:
+            return to_numbers(scores).split(b",")  # a number each
+        texts, begin = [], 0
+        for _, form, _, rows, _, _ in jobs:
+            texts.append(write_scores(scores[begin : begin + rows], form.frame))
+            begin += rows
+        return texts
 
     def _count(self, answered: list[tuple[Job, int]], stages: Stages) -> None:
         ended = perf_counter()
@@ -158,15 +179,3 @@ class Turn:
                 )
                 self._recorder.observe(seen)
                 self._edge.log_request(seen, request_id)
-
-
-def write_numbers(scores: Floats, jobs: list[Job]) -> list[bytes]:
-    """The scores of each request, between the brackets of a list."""
-    if len(jobs) == len(scores) and scores.ndim == 1:
-        return to_numbers(scores).split(b",")
-    texts, begin = [], 0
-    for _, form, _, rows, _, _ in jobs:
-        own = scores[begin : begin + rows]
-        texts.append(to_numbers(own.reshape(-1) if form.frame.is_flat else own))
-        begin += rows
-    return texts

@@ -12,7 +12,7 @@ import orjson
 
 from service.batch import Batch, Frame, Incoming, ModelIdentity, Outgoing, Scores
 from service.errors import InvalidInputError, ServiceError
-from service.wire.matrix import kind, read_document, read_rows, to_numbers, verify_json_type
+from service.wire.matrix import answer, kind, read_document, read_rows, verify_json_type
 from service.wire.plain import envelope, read_enveloped
 
 JSON = "application/json"
@@ -41,7 +41,7 @@ def frame(batch: Batch, model: ModelIdentity, outputs: int) -> Frame:
 
 
 def encode(scores: Scores, batch: Batch) -> Outgoing:
-    return Outgoing(200, JSON, FRAME.fill(to_numbers(scores.values)))
+    return answer(scores.values, FRAME)
 
 
 def encode_error(error: ServiceError, request_id: str) -> Outgoing:

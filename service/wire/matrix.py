@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.batch import Floats, Incoming
+from service.batch import Floats, Frame, Incoming, Outgoing
 from service.errors import (
     FeatureMismatchError,
     InvalidInputError,
@@ -47,6 +47,19 @@ SHOWN_NAMES = 5
 def to_numbers(values: Floats) -> bytes:
     """Scores as JSON without the outer brackets: the shortest decimal numbers that read back as the same float32."""
     return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+
+
+def write_scores(values: Floats, frame: Frame) -> bytes:
+    """Scores as they go into this frame."""
+    if frame.size_header:
+        return values.astype(LITTLE_ENDIAN, copy=False).tobytes()
+    return to_numbers(values.reshape(-1) if frame.is_flat else values)
+
+
+def answer(values: Floats, frame: Frame, identifier: bytes = b"") -> Outgoing:
+    """These scores in this frame; the id is JSON."""
+    body = frame.fill(write_scores(values, frame), identifier)
+    return Outgoing(200, frame.content_type, body, frame.headers(identifier))
 
 
 def kind(value: object) -> str:

@@ -12,26 +12,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orjson
 
-from service.batch import Batch, Floats, Frame, Incoming, ModelIdentity, Outgoing, Scores, Span
+from service.batch import BINARY, FLAT, NESTED, Batch, Floats, Frame, Incoming, ModelIdentity, Outgoing, Scores, Span
 from service.errors import InvalidInputError, MalformedBodyError, ServiceError
 from service.wire.matrix import (
     NUMBERS,
+    answer,
     kind,
     only_numbers,
     read_document,
-    to_numbers,
     verify_json_type,
     verify_range,
 )
 from service.wire.plain import split_tensor
 
 JSON = "application/json"
-BINARY = "application/octet-stream"
+OCTETS = "application/octet-stream"
 OUTPUT_NAME = "output-0"
 # Triton's extensions that would change what the answer means: better refused than passed over.
 UNSUPPORTED = frozenset({"classification", "shared_memory_region"})
@@ -86,7 +86,10 @@ def decode(incoming: Incoming) -> Batch:
     if offset != len(tensors):
         raise InvalidInputError("inputs", f"expected {offset} bytes of binary data in all, got {len(tensors)}")
     if len(inputs) == 1 and not is_frame(document, inputs[0]):
-        return Batch(to_rows(arrays[0], "inputs[0]"), "inputs[0].data", reply=reply)
+        rows = to_rows(arrays[0], "inputs[0]")
+        is_like_others = len(tensors) > 0 and inputs[0]["datatype"] == "FP32" and not document.get("id")
+        span = Span(len(head), len(incoming.body), BINARY, len(rows)) if is_like_others else None
+        return Batch(rows, "inputs[0].data", reply=reply, span=span)
     names = tuple(read_name(tensor, f"inputs[{i}].name") for i, tensor in enumerate(inputs))
     return Batch(to_columns(arrays), "inputs", names, reply=reply)
 
@@ -112,8 +115,7 @@ def read_plain(incoming: Incoming) -> Batch | None:
         return None
     reply = Reply(plan.id or incoming.request_id, plan.is_binary)
     # An id of the body's own would be the next request's as well.
-    is_like_others = plan.id is None and not plan.is_binary
-    span = Span(begin, end, values.ndim == 1, plan.shape[0]) if is_like_others else None
+    span = None if plan.id else Span(begin, end, FLAT if values.ndim == 1 else NESTED, plan.shape[0])
     return Batch(values.reshape(plan.shape), "inputs[0].data", reply=reply, span=span)
 
 
@@ -143,7 +145,7 @@ def split(incoming: Incoming) -> tuple[bytes | memoryview, memoryview]:
     length = incoming.headers.get(HEAD_LENGTH)
     if length is None:
         # aiohttp, under tritonclient 2.73, calls every body of bytes an octet stream, JSON as well.
-        if incoming.headers.get("content-type") != BINARY:
+        if incoming.headers.get("content-type") != OCTETS:
             verify_json_type(incoming)
         return incoming.body, memoryview(b"")
     if not length.isascii() or not length.isdigit() or len(length) > 12 or int(length) > len(incoming.body):
@@ -313,35 +315,27 @@ def to_columns(arrays: list[Floats]) -> Floats:
 
 
 def frame(batch: Batch, model: ModelIdentity, outputs: int) -> Frame:
-    """What stands around the scores of a batch, with a place for its id."""
-    rows = len(batch.values)
-    shape = (rows,) if outputs == 1 else (rows, outputs)
-    start = orjson.dumps({"model_name": model.name, "model_version": model.version})[:-1] + b',"id":'
-    output = orjson.dumps({"name": OUTPUT_NAME, "shape": shape, "datatype": "FP32"})[:-1]
-    return Frame(b',"outputs":[' + output + b',"data":[', b"]}]}", start, is_flat=True)
-
-
-def encode(scores: Scores, batch: Batch) -> Outgoing:
-    """The scores, binary if the request asked for it."""
+    """What stands around the scores of a batch, with a place for its id: binary if the request asked for it."""
     reply = batch.reply
     if not isinstance(reply, Reply):
         raise TypeError("a batch of another wire")
-    values, model = scores.values, scores.model
-    if not reply.is_binary:
-        outputs = 1 if values.ndim == 1 else values.shape[1]
-        own = frame(batch, model, outputs)
-        return Outgoing(200, JSON, own.fill(to_numbers(values.reshape(-1)), orjson.dumps(reply.id)))
-    tail = values.astype("<f4", copy=False).tobytes()
-    output = {"name": OUTPUT_NAME, "shape": values.shape, "datatype": "FP32"}
-    document = {
-        "model_name": model.name,
-        "model_version": model.version,
-        "id": reply.id,
-        "outputs": [output | {"parameters": {"binary_data_size": len(tail)}}],
-    }
-    head = orjson.dumps(document)
-    headers = (("Inference-Header-Content-Length", str(len(head))),)
-    return Outgoing(200, BINARY, head + tail, headers)
+    rows = len(batch.values)
+    shape = (rows,) if outputs == 1 else (rows, outputs)
+    start = orjson.dumps({"model_name": model.name, "model_version": model.version})[:-1] + b',"id":'
+    output: dict[str, Any] = {"name": OUTPUT_NAME, "shape": shape, "datatype": "FP32"}
+    if reply.is_binary:
+        output["parameters"] = {"binary_data_size": 4 * rows * outputs}
+        before = b',"outputs":[' + orjson.dumps(output) + b"]}"
+        return Frame(before, b"", start, content_type=OCTETS, size_header="Inference-Header-Content-Length")
+    before = b',"outputs":[' + orjson.dumps(output)[:-1] + b',"data":['
+    return Frame(before, b"]}]}", start, is_flat=True)
+
+
+def encode(scores: Scores, batch: Batch) -> Outgoing:
+    values = scores.values
+    outputs = 1 if values.ndim == 1 else values.shape[1]
+    own = frame(batch, scores.model, outputs)
+    return answer(values, own, orjson.dumps(cast("Reply", batch.reply).id))
 
 
 def encode_error(error: ServiceError, request_id: str) -> Outgoing:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from service.batch import Floats, Incoming, Span
+from service.batch import FLAT, Floats, Incoming, Span
 
 BLANKS = b" \t\n\r"
 BLANK = rb"[ \t\n\r]*+"
@@ -112,7 +112,7 @@ def read_enveloped(incoming: Incoming, before: re.Pattern[bytes]) -> tuple[Float
     if body[end:].strip(BLANKS) != (b"}" if key else b""):
         return None
     is_bare = values.ndim == 1
-    return values, key, Span(match.end(), end, is_bare, rows=1 if is_bare else 0)
+    return values, key, Span(match.end(), end, FLAT, 1) if is_bare else Span(match.end(), end)
 
 
 NAME = b'"data"'

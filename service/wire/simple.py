@@ -16,12 +16,11 @@ from typing import Any
 
 import orjson
 
-from service.batch import Batch, Frame, Incoming, ModelIdentity, Outgoing, Scores
+from service.batch import FLAT, Batch, Frame, Incoming, ModelIdentity, Outgoing, Scores
 from service.errors import InvalidInputError, ServiceError
-from service.wire.matrix import kind, read_document, read_rows, to_numbers, verify_json_type
+from service.wire.matrix import answer, kind, read_document, read_rows, verify_json_type
 from service.wire.plain import BARE, envelope, read_enveloped
 
-JSON = "application/json"
 PROBLEM = "application/problem+json"
 ENVELOPES = ("features", "instances")
 BEFORE_ROWS = (envelope(*ENVELOPES), BARE)
@@ -64,7 +63,7 @@ def read_plain(incoming: Incoming, patterns: tuple[re.Pattern[bytes], ...]) -> B
         found = read_enveloped(incoming, before)
         if found is not None:
             values, key, span = found
-            is_bare = span.is_flat
+            is_bare = span.kind == FLAT
             return Batch(values.reshape(1, -1) if is_bare else values, key or "body", reply=is_bare, span=span)
     return None
 
@@ -97,11 +96,11 @@ def frame_score(batch: Batch, model: ModelIdentity, outputs: int) -> Frame:
 
 
 def encode_prediction(scores: Scores, batch: Batch) -> Outgoing:
-    return Outgoing(200, JSON, (PREDICTION if batch.reply else PREDICTIONS).fill(to_numbers(scores.values)))
+    return answer(scores.values, PREDICTION if batch.reply else PREDICTIONS)
 
 
 def encode_score(scores: Scores, batch: Batch) -> Outgoing:
-    return Outgoing(200, JSON, (SCORE if batch.reply else SCORES).fill(to_numbers(scores.values)))
+    return answer(scores.values, SCORE if batch.reply else SCORES)
 
 
 def encode_error(error: ServiceError, request_id: str) -> Outgoing:

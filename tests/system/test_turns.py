@@ -51,7 +51,8 @@ def test_everybody_gets_the_scores_of_their_own_rows(server: RunningServer, canc
     sent = 0
     with ExitStack() as stack:
         callers = [
-            stack.enter_context(socket.create_connection((server.host, server.port), timeout=20)) for _ in range(CALLERS)
+            stack.enter_context(socket.create_connection((server.host, server.port), timeout=20))
+            for _ in range(CALLERS)
         ]
         for turn in range(ROUNDS):
             asked = []

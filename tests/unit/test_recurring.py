@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from service.batch import Frame, Incoming, ModelIdentity, Span
+from service.batch import BINARY, Frame, Incoming, ModelIdentity, Span
 from service.errors import ServiceError
 from service.head import MAX_HEAD_BYTES, verify_head
 from service.recurring import (
@@ -341,7 +341,7 @@ def learn_body(known: Known, body: bytes, route: Any = V1, head: tuple[bytes, ..
     """As a connection does with a body that came with a head that is known; where its matrix is."""
     found = known.find(request(*head, body=body))
     assert found is not None
-    incoming = Incoming("POST", "/", dict(found.accepted.headers), body, "id", read_matrix=READER)
+    incoming = Incoming("POST", "/", found.accepted.headers, body, "id", read_matrix=READER)
     span: Span | None = route.decode(incoming).span
     if span is not None:
         known.learn_form(found.accepted, body, span, route.label, FRAME)
@@ -427,17 +427,77 @@ def test_a_tensor_has_the_shape_that_its_document_says() -> None:
     ("route", "body"),
     [
         (V2, TENSOR.replace(b'{"inputs"', b'{"id": "mine", "inputs"') % (1, b"[1, 2]")),
-        (V2, TENSOR.replace(b"%s}]}", b'%s}], "parameters": {"binary_data_output": true}}') % (1, b"[1, 2]")),
         (V1, b'{"instances": [{"a": 1, "b": 2}]}'),
         (V1, b'{"instances": [[1, 2]], "more": 1}'),
     ],
 )
 def test_a_body_whose_answer_needs_more_than_scores_is_not_kept(route: Any, body: bytes) -> None:
-    """An id of its own, scores as binary; and rows by name, which no pattern of one matrix fits."""
+    """An id of its own; and rows by name, which are more than one matrix with something around it."""
     if b"FP32" in body:
         assert orjson.loads(body)["inputs"][0]["shape"] == [1, 2]
     known = knowing(request(*PROXY))
     assert learn_body(known, body, route) is None
+
+
+def binary(rows: int, values: list[float], datatype: bytes = b"FP32", identifier: bytes = b"") -> tuple[Any, bytes]:
+    """The head and the body of a request with a binary tensor of two features."""
+    document = b'{%b"inputs":[{"name":"x","shape":[%d,2],"datatype":"%b","parameters":{"binary_data_size":%d}}]}'
+    document %= (identifier, rows, datatype, 8 * rows)
+    lines = (*PROXY, b"Inference-Header-Content-Length: %d" % len(document))
+    return lines, document + np.array(values, np.float32).tobytes()
+
+
+def test_a_binary_tensor_is_taken_as_it_is() -> None:
+    """To the bit, a missing value's own bits included."""
+    head, body = binary(2, [1.5, -2, 3, 4])
+    known = knowing(request(*head))
+    assert read(known, body, head) is None
+    span = learn_body(known, body, V2, head)
+    assert span is not None
+    assert (span.kind, span.end - span.begin) == (BINARY, 16)
+    odd = np.array([0x7FC00001, 0xFF800001, 0x80000000, 0x7F7FFFFF], np.uint32).view(np.float32)
+    _, other = binary(2, odd.tolist())
+    other = other[:-16] + odd.tobytes()
+    assert read(known, other, head) is not None
+    assert known.rows[:2].tobytes() == odd.tobytes()
+
+
+@pytest.mark.parametrize("infinite", [np.inf, -np.inf])
+@pytest.mark.parametrize("place", range(4))
+def test_an_infinite_number_in_a_binary_tensor_is_refused_in_the_usual_way(infinite: float, place: int) -> None:
+    head, body = binary(2, [1, 2, 3, 4])
+    known = knowing(request(*head))
+    learn_body(known, body, V2, head)
+    values = [1.0, 2.0, 3.0, 4.0]
+    values[place] = infinite
+    assert read(known, binary(2, values)[1], head) is None
+    assert read(known, body, head) == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("size", range(-5, 6))
+def test_a_binary_tensor_has_the_size_that_its_head_says(size: int) -> None:
+    head, body = binary(2, [1, 2, 3, 4])
+    known = knowing(request(*head))
+    learn_body(known, body, V2, head)
+    changed = body + b"\0" * size if size > 0 else body[: len(body) + size]
+    assert (read(known, changed, head) is None) == (size != 0)
+
+
+@pytest.mark.parametrize(("datatype", "identifier"), [(b"INT32", b""), (b"UINT32", b""), (b"FP32", b'"id": "mine", ')])
+def test_a_binary_tensor_of_another_type_or_with_an_id_is_not_kept(datatype: bytes, identifier: bytes) -> None:
+    head, body = binary(1, [0, 0], datatype, identifier)
+    known = knowing(request(*head))
+    assert learn_body(known, body, V2, head) is None
+
+
+def test_no_binary_tensor_goes_beyond_the_memory_for_rows() -> None:
+    head, body = binary(4, [1.0] * 8)
+    known = knowing(request(*head))
+    learn_body(known, body, V2, head)
+    known.cells[TAKEN] = len(known.rows) - 3
+    assert read(known, body, head) is None
+    known.cells[TAKEN] = len(known.rows) - 4
+    assert read(known, body, head) == [[1, 1]] * 4
 
 
 def test_a_compressed_body_is_not_kept() -> None:
@@ -618,6 +678,6 @@ def test_what_is_recognized_with_its_numbers_is_what_the_wire_would_read(drawn: 
     assert batch.values.tobytes() == rows.tobytes()
     again = route.decode(Incoming("POST", "/", {}, body, "id", read_matrix=READER))
     span = again.span
-    assert (span.is_flat, span.rows) == (form.span.is_flat, form.span.rows)
+    assert (span.kind, span.rows) == (form.span.kind, form.span.rows)
     assert (body[: span.begin], body[span.end :]) == (form.before, form.after)
     assert route.frame(again, IDENTITY, 1) == route.frame(batch, IDENTITY, 1)

@@ -24,6 +24,9 @@ from service.turn import MOST_SCORES
 from tests.apps import Example, World
 from tests.wire.cases import Case, read_cases
 
+V2 = "/v2/models/iris/infer"
+
+
 # As often as it takes: the head is learned at the first, what stands around the numbers at the second.
 LEARNED = 2
 CASES = [case for case in read_cases() if case.method == "POST"]
@@ -139,6 +142,19 @@ def write_request(path: str, body: bytes, request_id: str = "the-same", **header
     return f"POST {path} HTTP/1.1\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
+def write_tensor(rows: int, width: int, is_answer_binary: bool, values: Floats) -> bytes:
+    """A request as tritonclient writes it, with the scores as binary or not."""
+    tensor = {
+        "name": "x",
+        "shape": [rows, width],
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": 4 * rows * width},
+    }
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": is_answer_binary}}).encode()
+    fields = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+    return write_request(V2, head + values.astype("<f4").tobytes(), **fields)
+
+
 class Text(io.BytesIO):
     """What http.client reads an answer from."""
 
@@ -200,24 +216,29 @@ def test_most_golden_requests_of_plain_numbers_are_taken(workers: dict[str, Work
     assert wires >= {"simple", "kserve_v1", "open_inference"}
 
 
+ROWS = np.array([[5.1, 3.5, 1.4, 0.2], [6.0, 3.4, np.nan, 1.6]], np.float32)
+
+
 @pytest.mark.parametrize(
-    ("path", "body"),
+    "data",
     [
-        (IRIS, ROW),
-        ("/predict", b"[5.1, 3.5, 1.4, 0.2]"),
-        ("/predict", b"[[5.1, 3.5, 1.4, 0.2], [6.0, 3.4, null, 1.6]]"),
-        ("/score", b'{"X": [5.1, 3.5, 1.4, 0.2]}'),
-        (
-            "/v2/models/iris/infer",
-            b'{"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [5.1, 3.5, 1.4, 0.2]}]}',
+        write_request(IRIS, ROW),
+        write_request("/predict", b"[5.1, 3.5, 1.4, 0.2]"),
+        write_request("/predict", b"[[5.1, 3.5, 1.4, 0.2], [6.0, 3.4, null, 1.6]]"),
+        write_request("/score", b'{"X": [5.1, 3.5, 1.4, 0.2]}'),
+        write_request(
+            V2, b'{"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [5.1, 3.5, 1.4, 0.2]}]}'
         ),
+        write_tensor(1, 4, False, ROWS[:1]),
+        write_tensor(2, 4, False, ROWS),
+        write_tensor(1, 4, True, ROWS[:1]),
+        write_tensor(2, 4, True, ROWS),
     ],
 )
-def test_the_answer_is_that_of_the_edge(iris: Example, path: str, body: bytes) -> None:
+def test_the_answer_is_that_of_the_edge(iris: Example, data: bytes) -> None:
     """To the byte, times aside, and counted alike."""
     usual, known = Worker(iris.model), Worker(iris.model)
     usual.door.turn = None
-    data = write_request(path, body)
     expected = [usual.ask(data)[0] for _ in range(LEARNED + 1)][-1]
     answers = known.ask_known(data)
     assert without_times(answers[0]) == without_times(expected)
@@ -259,6 +280,17 @@ def test_requests_of_one_turn_are_scored_in_one_call(cancer: Example) -> None:
     assert np.array(list(chain.from_iterable(scores)), np.float32).tobytes() == cancer.scores[:7].tobytes()
     timings = {answer.headers["Server-Timing"] for answer in answers}
     assert len(timings) == 1
+
+
+def test_binary_and_other_answers_in_one_turn(worker: Worker) -> None:
+    """Whatever comes together, each gets its scores in the form that it asked for."""
+    requests = [write_request(IRIS, ROW), write_tensor(2, 4, True, ROWS), write_tensor(1, 4, False, ROWS[:1])]
+    expected = [without_times(worker.ask(request)[0]) for request in requests]
+    answers = [without_times(answer) for answer in worker.ask_known(*requests)]
+    assert answers == expected
+    size = int(answers[1].headers["Inference-Header-Content-Length"])
+    assert len(answers[1].body) == size + 2 * 4
+    assert json.loads(answers[1].body[:size])["id"] == "the-same"
 
 
 def test_one_that_is_alone_is_answered_at_once(worker: Worker) -> None:
