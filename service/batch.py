@@ -45,8 +45,7 @@ class Outgoing:
 NESTED, FLAT, BINARY = range(3)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Where in a body its only matrix stands, and how it is written, if all else in the body would mean the same around
     another matrix.
 

@@ -8,7 +8,7 @@ import http.client
 import io
 import json
 from collections.abc import Callable
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, cast
 
 import numpy as np
@@ -253,7 +253,8 @@ def test_the_answer_is_that_of_the_edge(iris: Example, data: bytes) -> None:
         assert sum(map(known.cell, counts)) == sum(map(usual.cell, counts))
 
 
-def test_requests_of_one_turn_are_scored_in_one_call(cancer: Example) -> None:
+@pytest.mark.parametrize("sizes", [(1, 1, 3, 1, 1), (1, 1, 1, 1, 1, 1, 1)])
+def test_requests_of_one_turn_are_scored_in_one_call(cancer: Example, sizes: tuple[int, ...]) -> None:
     """Each with its own rows, in whatever company: scores, ids and lengths are its own."""
     worker = Worker(cancer.model)
     calls: list[Floats] = []
@@ -265,7 +266,8 @@ def test_requests_of_one_turn_are_scored_in_one_call(cancer: Example) -> None:
 
     worker.turn._predict = watched
     rows = cancer.rows[:7].tolist()
-    parts = [rows[:1], rows[1:2], rows[2:5], rows[5:6], rows[6:]]
+    ends = list(accumulate(sizes))
+    parts = [rows[end - size : end] for end, size in zip(ends, sizes, strict=True)]
     path = f"/v1/models/{cancer.name}:predict"
     bodies = [json.dumps({"instances": part}).encode() for part in parts]
     ids = [f"id-{k}" * (k + 1) for k in range(len(parts))]
