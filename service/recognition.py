@@ -122,6 +122,7 @@ def match_head(cells: Any, steps: Any, begin: Number, end: Number) -> Number:
     cells[U(ID)] = cells[U(ID_END)] = 0
     for k in range(0, len(steps), STEP_CELLS):
         size = U(steps[U(k + SIZE)])
+        # Behind the end are bytes of an earlier read, and behind them memory that is not ours.
         if end - at < size or not are_same(U(steps[U(k)]), at, size):
             return U(0)
         at += size

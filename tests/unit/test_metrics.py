@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from service.batch import ModelIdentity, Observation
+from service.batch import ModelIdentity, Observation, Stages
 from service.edge import ROUTE_LABELS
 from service.machine import ControlGroup
 from service.metrics import (
@@ -527,3 +528,18 @@ def test_the_scrape_holds_what_the_control_group_says() -> None:
     assert value(seen, "scorer_cpu_periods_total") == 1000
     assert value(seen, "scorer_memory_bytes", kind="working_set") == 380_000_000
     assert value(seen, "scorer_memory_bytes", kind="limit") == 1_073_741_824
+
+
+def test_requests_that_were_scored_together_count_as_if_each_had_been_counted_alone() -> None:
+    """Both ways of counting write the same cells."""
+    together, alone = Block(ROUTE_LABELS, slots=1), Block(ROUTE_LABELS, slots=1)
+    stages = Stages(0.0001, 0.0002, 0.00005)
+    first, second = ("/predict", "simple"), (PREDICT, "kserve_v1")
+    seconds = {first: [0.0004, 0.004], second: [0.0005]}
+    Recorder(together, 0).observe_scored(seconds, rows=6, request_bytes=300, response_bytes=60, stages=stages)
+    recorder = Recorder(alone, 0)
+    for label, each in seconds.items():
+        for own in each:
+            recorder.observe(Observation(label, 200, own, "", 100, 20, True, 2, *stages))
+    np.testing.assert_allclose(together.snapshot().total, alone.snapshot().total, rtol=1e-12)
+    assert together.snapshot().total.sum() > 0
