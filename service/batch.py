@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Headers = tuple[tuple[str, str], ...]
 # From a text and the position of a bracket to the matrix that begins there and where it ends, if it is a plain one.
 ReadMatrix = Callable[[bytes, int], tuple[Floats, int] | None]
 
@@ -38,7 +39,7 @@ class Outgoing:
     status: int
     content_type: str
     body: bytes
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Headers = ()
 
 
 # How a matrix is written: a list of rows, one list of numbers, float32 as they are in memory (little-endian).
@@ -80,7 +81,7 @@ class Frame:
             return b"".join((self.start, identifier, self.before, numbers, self.after))
         return self.before + numbers + self.after
 
-    def headers(self, identifier: bytes = b"") -> tuple[tuple[str, str], ...]:
+    def headers(self, identifier: bytes = b"") -> Headers:
         """Headers that the answer has beside those of every answer."""
         if not self.size_header:
             return ()

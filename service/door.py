@@ -9,6 +9,7 @@ from http import HTTPStatus
 from time import perf_counter
 from typing import Any, Protocol
 
+from service.batch import Headers
 from service.edge import Call, Edge
 from service.errors import ServiceError
 from service.head import to_lines
@@ -115,15 +116,14 @@ class Door:
         if model.code is not None:
             self.turn = Turn(self, self.edge.verify_loaded(), model.code, schedule)
 
-    def write_answer(
-        self, status: int, content_type: str, body: bytes, request_id: str, timing: str, extra: str
-    ) -> bytes:
-        """An answer to a request for a score or a probe, whole; `extra` are header lines."""
-        head = (
-            f"{self.heads[status]}Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
-            f"X-Request-Id: {request_id}\r\nServer-Timing: {timing}\r\n{extra}\r\n"
+    def write_head(
+        self, status: int, content_type: str, length: int, request_id: str, timing: str, headers: Headers = ()
+    ) -> str:
+        """Head of the answer to a request for a score or a probe, but for what the connection says of itself, and the end."""
+        return (
+            f"{self.heads[status]}Content-Type: {content_type}\r\nContent-Length: {length}\r\n"
+            f"X-Request-Id: {request_id}\r\nServer-Timing: {timing}\r\n{to_lines(headers) if headers else ''}"
         )
-        return head.encode("latin-1") + body
 
     def plain_head(self, status: int) -> str:
         """The same without the model's identity, which the Flask application adds itself."""

@@ -401,22 +401,12 @@ class Connection(asyncio.BufferedProtocol):
             self._flush()
         return True
 
-    def send_known(
-        self,
-        accepted: Accepted,
-        status: int,
-        content_type: str,
-        body: bytes,
-        request_id: str,
-        timing: str,
-        extra: str = "",
-    ) -> bool:
+    def send_known(self, accepted: Accepted, head: str, body: bytes) -> bool:
         """The answer to what a turn has taken; whether anybody is there to read it."""
         self._is_busy = False
         if self._transport.is_closing():
             return False
-        extra += self._connection_header(accepted)
-        answer = self._door.write_answer(status, content_type, body, request_id, timing, extra)
+        answer = self._write(accepted, head, body)
         if self._waiting or self._is_closing:
             self._out.append(answer)
             self._go_on()
@@ -464,9 +454,15 @@ class Connection(asyncio.BufferedProtocol):
         edge.log_request(seen, request_id)
 
     def _send(self, line: Line, outgoing: Outgoing, request_id: str, timing: str) -> None:
-        extra = to_lines(outgoing.headers) + self._connection_header(line)
-        status, content_type = outgoing.status, outgoing.content_type
-        self._out.append(self._door.write_answer(status, content_type, outgoing.body, request_id, timing, extra))
+        body = outgoing.body
+        head = self._door.write_head(
+            outgoing.status, outgoing.content_type, len(body), request_id, timing, outgoing.headers
+        )
+        self._out.append(self._write(line, head, body))
+
+    def _write(self, line: Line, head: str, body: bytes) -> bytes:
+        """An answer, whole."""
+        return f"{head}{self._connection_header(line)}\r\n".encode("latin-1") + body
 
     def _connection_header(self, line: Line) -> str:
         if self._door.is_draining or not line.keep_alive or (self._is_ended and not self._waiting):
@@ -517,10 +513,8 @@ class Connection(asyncio.BufferedProtocol):
         else:
             for seen in answer.observations:
                 door.recorder.observe(seen)
-            head = f"{door.plain_head(answer.status)}{to_lines(answer.headers)}{self._connection_header(request)}\r\n"
-            self._out.append(head.encode("latin-1"))
-            if request.method != "HEAD":
-                self._out.append(answer.body)
+            head = f"{door.plain_head(answer.status)}{to_lines(answer.headers)}"
+            self._out.append(self._write(request, head, b"" if request.method == "HEAD" else answer.body))
         self._go_on()
 
     def _when_done(self, future: Future[Any], then: Callable[[Future[Any]], None]) -> None:

@@ -222,7 +222,6 @@ class Recurring:
     def _lay_out(self) -> None:
         """The tables that machine code reads, in place of the last ones."""
         self.forms = [form for head in self.heads for form in head.forms]
-        self.has_binary = any(form.frame.size_header for form in self.forms)
         texts = Texts()
         steps = [[*texts.add(text), gap] for head in self.heads for text, gap in head.steps]
         forms = [

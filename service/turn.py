@@ -13,10 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
-from service.batch import Floats, Observation, Stages
+from service.batch import Floats, Headers, Observation, Stages
 from service.edge import COMPRESS_BYTES, Edge, server_timing
 from service.errors import PredictionError
-from service.head import to_lines
 from service.machine_code import MachineCode
 from service.recurring import BODY, BYTES, ROWS, TAKEN, Accepted, Form, Recurring
 from service.scoring import Scorer
@@ -29,17 +28,7 @@ MOST_SCORES = COMPRESS_BYTES // 2 // 16
 class Client(Protocol):
     """A connection as a turn sees it: `http1.Connection`."""
 
-    def send_known(
-        self,
-        accepted: Accepted,
-        status: int,
-        content_type: str,
-        body: bytes,
-        request_id: str,
-        timing: str,
-        extra: str = "",
-    ) -> bool:
-        """Answer; `extra` are header lines. Whether anybody is there to read it."""
+    def send_known(self, accepted: Accepted, head: str, body: bytes) -> bool: ...
 
 
 class Host(Protocol):
@@ -49,6 +38,10 @@ class Host(Protocol):
     recurring: Recurring
     buffer: memoryview
     ready_sockets: int
+
+    def write_head(
+        self, status: int, content_type: str, length: int, request_id: str, timing: str, headers: Headers = ()
+    ) -> str: ...
 
 
 # Who asks, what for, the id, rows, bytes of the body, when it began.
@@ -115,7 +108,7 @@ class Turn:
         try:
             scores = self._predict(self._rows[:rows])
             predicted = perf_counter()
-            texts = self._write_scores(scores, jobs)
+            texts = write_all(scores, jobs)
         except Exception:  # as in `Edge.finish`
             self._fail(jobs)
             return
@@ -123,26 +116,17 @@ class Turn:
         decode, self._decode_seconds = self._decode_seconds / count, 0.0
         stages = Stages(decode, predicted - start, encode)
         timing = server_timing(stages)
-        answered = []
+        write_head, answered = self._host.write_head, []
         for job, numbers in zip(jobs, texts, strict=True):
             client, form, request_id, _, _, _ = job  # a starred name would cost a list for each
             frame = form.frame
             identifier = b'"%b"' % request_id.encode() if frame.start else b""
             body = frame.fill(numbers, identifier)
-            extra = to_lines(frame.headers(identifier)) if frame.size_header else ""
-            if client.send_known(form.accepted, 200, frame.content_type, body, request_id, timing, extra):
+            headers = frame.headers(identifier) if frame.size_header else ()
+            head = write_head(200, frame.content_type, len(body), request_id, timing, headers)
+            if client.send_known(form.accepted, head, body):
                 answered.append((job, len(body)))
         self._count(answered, stages)
-
-    def _write_scores(self, scores: Floats, jobs: list[Job]) -> list[bytes]:
-        """The scores of each request, as they go into its frame."""
-        if len(jobs) == len(scores) and scores.ndim == 1 and not self._recurring.has_binary:
-            return to_numbers(scores).split(b",")  # a number each
-        texts, begin = [], 0
-        for _, form, _, rows, _, _ in jobs:
-            texts.append(write_scores(scores[begin : begin + rows], form.frame))
-            begin += rows
-        return texts
 
     def _count(self, answered: list[tuple[Job, int]], stages: Stages) -> None:
         ended = perf_counter()
@@ -161,21 +145,27 @@ class Turn:
 
     def _fail(self, jobs: list[Job]) -> None:
         """A fault of ours: one traceback, and an answer to each."""
-        self._decode_seconds, error = 0.0, PredictionError()
+        self._decode_seconds, error, timing = 0.0, PredictionError(), server_timing(Stages())
         accepted = jobs[0][1].accepted
         self._edge.log.exception("fault", extra={"request_id": jobs[0][2], "path": accepted.path})
         for client, form, request_id, _, count, began in jobs:
             outgoing = self._edge.refuse(error, form.accepted.path, request_id)
-            if client.send_known(
-                form.accepted,
-                outgoing.status,
-                outgoing.content_type,
-                outgoing.body,
-                request_id,
-                server_timing(Stages()),
-            ):
+            body = outgoing.body
+            head = self._host.write_head(outgoing.status, outgoing.content_type, len(body), request_id, timing)
+            if client.send_known(form.accepted, head, body):
                 seen = Observation(
-                    form.label, outgoing.status, perf_counter() - began, error.code, count, len(outgoing.body), True
+                    form.label, outgoing.status, perf_counter() - began, error.code, count, len(body), True
                 )
                 self._recorder.observe(seen)
                 self._edge.log_request(seen, request_id)
+
+
+def write_all(scores: Floats, jobs: list[Job]) -> list[bytes]:
+    """The scores of each request, as they go into its frame."""
+    if len(jobs) == len(scores) and scores.ndim == 1 and not any(job[1].frame.size_header for job in jobs):
+        return to_numbers(scores).split(b",")  # a number each
+    texts, begin = [], 0
+    for _, form, _, rows, _, _ in jobs:
+        texts.append(write_scores(scores[begin : begin + rows], form.frame))
+        begin += rows
+    return texts

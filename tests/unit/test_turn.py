@@ -20,6 +20,7 @@ from service.edge import COMPRESS_BYTES
 from service.http1 import Connection
 from service.metrics import HISTOGRAM_CELLS, Layout
 from service.models import LoadedModel
+from service.recurring import MAX_HEADS
 from service.turn import MOST_SCORES
 from tests.apps import Example, World
 from tests.wire.cases import Case, read_cases
@@ -293,6 +294,20 @@ def test_binary_and_other_answers_in_one_turn(worker: Worker) -> None:
     size = int(answers[1].headers["Inference-Header-Content-Length"])
     assert len(answers[1].body) == size + 2 * 4
     assert json.loads(answers[1].body[:size])["id"] == "the-same"
+
+
+def test_what_was_taken_is_answered_in_its_form_though_that_is_forgotten_meanwhile(worker: Worker) -> None:
+    """Another request of the same turn may put a new form in the place of its own."""
+    request = write_tensor(1, 4, True, ROWS[:1])
+    expected = without_times(worker.ask_known(request)[0])
+    connection, wire = worker.connect()
+    worker.door.ready_sockets = 2
+    worker.read(connection, request)
+    for number in range(MAX_HEADS + 1):
+        worker.door.recurring.refill()
+        worker.read(worker.connect()[0], write_request(IRIS, ROW, **{"X-Caller": "a", f"X-{number}": "a"}))
+    worker.loop.run()
+    assert without_times(read_answer(wire.sent)) == expected
 
 
 def test_one_that_is_alone_is_answered_at_once(worker: Worker) -> None:
