@@ -117,6 +117,17 @@ def child_of(process: subprocess.Popen[bytes]) -> int:
     return int(pids[0])
 
 
+def end(unshare: subprocess.Popen[bytes]) -> None:
+    """Kill process 1 of the namespace, which takes every process and mount in it along.
+
+    `--kill-child` alone does not: the kernel forgets that wish when the server becomes another user (prctl(2),
+    PR_SET_PDEATHSIG).
+    """
+    if unshare.poll() is None:
+        os.kill(child_of(unshare), signal.SIGKILL)
+        unshare.wait()
+
+
 @contextlib.contextmanager
 def serving(image: Image, user: str, log: Path) -> Iterator[Server]:
     """A ready server with the iris model and two workers, killed at the end if it still runs."""
@@ -139,9 +150,7 @@ def serving(image: Image, user: str, log: Path) -> Iterator[Server]:
             time.sleep(0.05)
         yield server
     finally:
-        # --kill-child: the namespace goes with it, and every process and mount in it.
-        unshare.kill()
-        unshare.wait()
+        end(unshare)
 
 
 @pytest.fixture(scope="module")
