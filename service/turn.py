@@ -109,7 +109,7 @@ class Turn:
             scores = self._predict(self._rows[:rows])
             predicted = perf_counter()
             texts = write_all(scores, jobs)
-        except Exception:  # as in `Edge.finish`
+        except Exception:  # a fault of ours must end in an answer to each, whatever it is
             self._fail(jobs)
             return
         encode = (perf_counter() - predicted) / count

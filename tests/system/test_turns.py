@@ -37,10 +37,9 @@ def write_body(path: str, rows: list[list[float]]) -> bytes:
 
 def read_scores(path: str, body: bytes) -> list[float]:
     document: dict[str, Any] = json.loads(body)
-    if path.startswith("/v2"):
-        scores: list[float] = document["outputs"][0]["data"]
-        return scores
-    return document[{"/predict": "prediction", "/score": "score"}.get(path, "predictions")]  # type: ignore[no-any-return]
+    key = {"/predict": "prediction", "/score": "score"}.get(path, "predictions")
+    scores: list[float] = document["outputs"][0]["data"] if path.startswith("/v2") else document[key]
+    return scores
 
 
 def test_everybody_gets_the_scores_of_their_own_rows(server: RunningServer, cancer: Example) -> None:
