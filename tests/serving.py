@@ -79,6 +79,21 @@ class RunningServer:
         wanted = set(labels.items())
         return sum(value for (found, its), value in self.samples().items() if found == name and wanted <= set(its))
 
+    def wait_for_starts(self, starts: int, ready: int, seconds: float = 30) -> None:
+        """Until so many workers were started since the server was, and so many of them score.
+
+        The number that score says nothing by itself: a worker that was killed is one of them until the master reaps it.
+        """
+
+        def has_come() -> bool:
+            with suppress(OSError):  # the worker that was asked is the one that was killed
+                return self.total("scorer_worker_starts_total") == starts and (
+                    self.total("scorer_workers", state="ready") == ready
+                )
+            return False
+
+        wait_until(has_come, seconds)
+
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 

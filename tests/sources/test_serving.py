@@ -189,8 +189,7 @@ def test_a_worker_that_is_replaced_needs_no_store(moto: Moto, proxy: Proxy, cach
         moto.put("iris/4/model.ubj", IRIS.read_bytes() + b" ")
         proxy.close()
         os.kill(server.workers()[0], signal.SIGKILL)
-        wait_until(lambda: server.total("scorer_worker_starts_total") == 3)
-        wait_until(lambda: server.total("scorer_workers", state="ready") == 2)
+        server.wait_for_starts(3, ready=2)
         assert {version_of(server) for _ in range(20)} == {"3"}
 
 
@@ -216,8 +215,7 @@ def test_a_reload_that_cannot_be_served_changes_nothing(moto: Moto, proxy: Proxy
         server.signal(signal.SIGHUP)
         wait_until(lambda: events(server, "model refused"))
         os.kill(server.workers()[0], signal.SIGKILL)
-        wait_until(lambda: server.total("scorer_worker_starts_total") == 3)
-        wait_until(lambda: server.total("scorer_workers", state="ready") == 2)
+        server.wait_for_starts(3, ready=2)
         assert {version_of(server) for _ in range(20)} == {"3"}
     assert [path.parent.name.partition("@")[0] for path in Path(cache).glob("sources/*/*/model.ubj")] == ["3"]
 

@@ -344,7 +344,7 @@ def test_a_candidate_that_is_refused_is_shown_and_not_tried_again(serving: Servi
         # Looked at again and again, also by the worker that is elected next.
         for victim in server.workers():
             os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: server.total("scorer_workers", state="ready") == 4)
+        server.wait_for_starts(8, ready=4)
         time.sleep(1)
         assert len(events(server, "model refused")) == 1
         path.write_bytes(version(2).data)
