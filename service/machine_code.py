@@ -32,7 +32,15 @@ from typing import Any
 from service.ensemble import write_synced
 
 # What the code is made from; a change of any of these makes other code.
-SOURCES = ("kernels.py", "decimals.py", "recognition.py", "recurring.py", "ensemble.py", "compiler.py", "elf.py")
+SOURCES = (
+    "kernels.py",
+    "decimals.py",
+    "recognition.py",
+    "recurring.py",
+    "ensemble/__init__.py",
+    "compiler.py",
+    "elf.py",
+)
 COMPILERS = ("numba", "llvmlite")
 COMPILE_SECONDS = 120
 # Lines of /proc/cpuinfo that say what a processor can do, on x86 and on ARM.
@@ -89,7 +97,7 @@ def code_path(folder: Path) -> Path:
     parts += sorted((name, value) for name, value in os.environ.items() if name.startswith("NUMBA_"))
     digest = hashlib.sha256(repr(parts).encode())
     for name in SOURCES:
-        digest.update(Path(__file__).with_name(name).read_bytes())
+        digest.update(Path(__file__).parent.joinpath(name).read_bytes())
     return folder / f"{digest.hexdigest()[:40]}.code"
 
 

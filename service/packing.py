@@ -42,12 +42,13 @@ from service.ensemble import (
     WIDTH,
     Ensemble,
     PackedModelError,
-    UnsupportedModelError,
     hash_file,
     read_ensemble,
     write_ensemble,
     write_synced,
 )
+from service.ensemble.forest import UnsupportedModelError
+from service.ensemble.layouts import pack
 from service.errors import ModelFileError
 from service.golden import Golden, digest_golden, read_golden_file
 from service.machine import die_with
@@ -225,7 +226,7 @@ def refuse(faults: Sequence[str]) -> NoReturn:
 def pack_model(predictor: BoosterPredictor, folder: Path) -> dict[str, Any]:
     """Pack, compare, write: why XGBoost is to serve, whether that is final, and the checksum of the manifest."""
     try:
-        ensemble = Ensemble.from_ubjson(predictor.to_ubjson())
+        ensemble = pack(predictor.to_ubjson())
     except UnsupportedModelError as error:
         return {"reason": error.reason}
     try:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from benchmarks.engines.drill import drill
 from service.engine import Engine
-from service.ensemble import Ensemble
+from service.ensemble.layouts import pack
 from service.machine_code import load_code
 
 if __name__ == "__main__":
     folder, cache = Path(sys.argv[1]), Path(sys.argv[2])
     cache.mkdir(parents=True, exist_ok=True)
-    engine = Engine(Ensemble.from_ubjson((folder / "model.ubj").read_bytes()), load_code(cache))
+    engine = Engine(pack((folder / "model.ubj").read_bytes()), load_code(cache))
     engine.measure()
     version = importlib.metadata.version("numba")
     drill(engine.predict, folder, f"numba {version}", f"compiled for {os.environ.get('NUMBA_CPU_NAME', 'this CPU')}")

@@ -12,7 +12,7 @@ import xgboost
 from numpy.typing import NDArray
 
 from service.engine import Engine
-from service.ensemble import Ensemble
+from service.ensemble.layouts import pack
 from service.machine_code import MachineCode, load_code
 from service.packing import find_cache, kernel_cache
 
@@ -171,7 +171,7 @@ def set_label(matrix: Any, objective: str, label: Any) -> None:
 
 def make_sample(booster: Any, types: list[str], categories: int = 0) -> Sample:
     booster.set_param({"nthread": 1})
-    return Sample(booster, types, categories, Engine(Ensemble.from_ubjson(booster.save_raw("ubj")), compiled_code()))
+    return Sample(booster, types, categories, Engine(pack(booster.save_raw("ubj")), compiled_code()))
 
 
 @functools.cache

@@ -12,16 +12,9 @@ import xgboost
 
 from service.documents import read_ubjson
 from service.engine import Engine
-from service.ensemble import (
-    EXITS,
-    MANIFEST,
-    Ensemble,
-    PackedModelError,
-    UnsupportedModelError,
-    pack,
-    read_ensemble,
-    write_ensemble,
-)
+from service.ensemble import MANIFEST, PackedModelError, read_ensemble, write_ensemble
+from service.ensemble.forest import UnsupportedModelError
+from service.ensemble.layouts import EXITS, pack, pack_document
 from tests.unit.engine_models import KINDS, bits, compiled_code, make_rows, train
 
 
@@ -49,8 +42,8 @@ def test_ubjson_is_read_as_json_is() -> None:
 
 def test_json_and_ubjson_are_packed_alike() -> None:
     booster = train(KINDS["partition-dart"], seed=4).booster
-    first = Ensemble.from_ubjson(booster.save_raw("ubj"))
-    second = pack(json.loads(booster.save_raw("json")))
+    first = pack(booster.save_raw("ubj"))
+    second = pack_document(json.loads(booster.save_raw("json")))
     assert first.meta == second.meta
     for name, array in first.arrays().items():
         assert array.tobytes() == second.arrays()[name].tobytes()
@@ -71,7 +64,7 @@ def test_linear_boosters_are_not_packed() -> None:
     matrix = xgboost.DMatrix(np.eye(3, dtype=np.float32), np.arange(3), nthread=1)
     booster = xgboost.train({"booster": "gblinear", "nthread": 1}, matrix, 2)
     with pytest.raises(UnsupportedModelError, match="gblinear"):
-        Ensemble.from_ubjson(booster.save_raw("ubj"))
+        pack(booster.save_raw("ubj"))
 
 
 def forest_of(document: Any) -> Any:
@@ -131,18 +124,18 @@ def test_models_that_xgboost_itself_would_misread_are_not_packed() -> None:
         document = document_of("squared")
         change(document)
         with pytest.raises(UnsupportedModelError):
-            pack(document)
+            pack_document(document)
     document = document_of("squared")
     no_names(document)
     with pytest.raises(KeyError):
-        pack(document)
+        pack_document(document)
 
 
 @pytest.mark.parametrize("length", [0, 1, 10, 200, -1])
 def test_a_document_that_is_cut_off_is_not_packed(length: int) -> None:
     data = bytes(train(KINDS["squared"], seed=4).booster.save_raw("ubj"))
     with pytest.raises(UnsupportedModelError, match="not the form"):
-        Ensemble.from_ubjson(data[:length])
+        pack(data[:length])
 
 
 @pytest.mark.parametrize("name", ["logistic", "vector", "partition-softprob", "one-leaf"])
