@@ -27,18 +27,19 @@ from numba.core import cgutils, types
 from numba.core.codegen import Codegen, CodeLibrary
 from numba.core.registry import cpu_target
 
-from service import decimals, kernels, recognition
 from service.elf import Linked, join, link
+from service.kernels import blocks, decimals, recognition, rows
+from service.kernels.intrinsics import FEATURES, jit
 from service.machine import ControlGroup, default_workers, die_with
 from service.machine_code import Image, code_path, write_image
 
 Exported = Callable[..., int]
 
 # All the functions that the serving processes may call.
-EXPORTED: tuple[Exported, ...] = (*kernels.EXPORTED, *decimals.EXPORTED, *recognition.EXPORTED)
+EXPORTED: tuple[Exported, ...] = (*rows.EXPORTED, *blocks.EXPORTED, *decimals.EXPORTED, *recognition.EXPORTED)
 # What one of two processes compiles: 2.2 s; the other takes 2.9 s for the rest (numba 0.68, AMD EPYC, a slow hour). Other shares
 # took longer: what calls the same functions belongs together.
-FIRST_SHARE: tuple[Exported, ...] = (kernels.score_rows, *decimals.EXPORTED, *recognition.EXPORTED)
+FIRST_SHARE: tuple[Exported, ...] = (rows.score_rows, *decimals.EXPORTED, *recognition.EXPORTED)
 
 
 class Library(CodeLibrary):  # type: ignore[misc]  # numba 0.68 has no type hints
@@ -159,7 +160,7 @@ def create_target_machine() -> Any:
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_default_triple().create_target_machine(
         cpu=numba.config.CPU_NAME or llvm.get_host_cpu_name(),
-        features=kernels.FEATURES,
+        features=FEATURES,
         opt=3,
         reloc="pic",
         codemodel="small",
@@ -183,7 +184,7 @@ def lower(functions: Sequence[Exported], machine: Any) -> Any:
 
 def lower_function(function: Exported) -> str:
     """Have numba lower a function, and give the way in to it."""
-    compiled = kernels.jit(function)
+    compiled = jit(function)
     arguments = (types.int64,) * count_arguments(function)
     compiled.compile(types.int64(*arguments))
     return way_in(function.__name__, compiled.overloads[arguments].fndesc.llvm_func_name, len(arguments))

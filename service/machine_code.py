@@ -31,15 +31,14 @@ from typing import Any
 
 from service.ensemble import write_synced
 
-# What the code is made from; a change of any of these makes other code.
+# What the code is made from, by numba and by its constants; a change of any of these makes other code.
+PACKAGE = Path(__file__).parent
 SOURCES = (
-    "kernels.py",
-    "decimals.py",
-    "recognition.py",
-    "recurring.py",
-    "ensemble/__init__.py",
-    "compiler.py",
-    "elf.py",
+    *sorted(PACKAGE.glob("kernels/*.py")),
+    *(
+        PACKAGE / name
+        for name in ("ensemble/__init__.py", "recurring.py", "head.py", "batch.py", "compiler.py", "elf.py")
+    ),
 )
 COMPILERS = ("numba", "llvmlite")
 COMPILE_SECONDS = 120
@@ -96,8 +95,8 @@ def code_path(folder: Path) -> Path:
     # numba can be told to compile for another processor than this one.
     parts += sorted((name, value) for name, value in os.environ.items() if name.startswith("NUMBA_"))
     digest = hashlib.sha256(repr(parts).encode())
-    for name in SOURCES:
-        digest.update(Path(__file__).parent.joinpath(name).read_bytes())
+    for path in SOURCES:
+        digest.update(path.read_bytes())
     return folder / f"{digest.hexdigest()[:40]}.code"
 
 

@@ -35,8 +35,8 @@ CODE_OF_MISSING, CODE_OF_UNKNOWN, CODE_OF_FIRST = range(3)
 # How a margin becomes a score.
 IDENTITY, SIGMOID, EXP, STEP, SOFTMAX, ARGMAX = range(6)
 
-# Columns of the tables, and the width of the one that is walked.
-RECORD = 4
+# Columns of the tables, and their widths: kernels read them flat.
+RECORD, TREE, SEGMENT, TEST, CODE = 4, 5, 6, 3, 3
 THRESHOLD, FEATURE, CHILD, VALUE = range(4)  # of nodes
 ROOT, DEPTH, GROUP, FIRST, LAST = range(5)  # of trees
 BEGIN, RIGHT, SETS, END, BASE, ENTRY = range(6)  # of segments

@@ -1,6 +1,6 @@
 """Bodies that hold one plain matrix, the common case, read without a Python object for each number.
 
-What stands before the matrix is recognized by a pattern, the matrix is read by machine code (`service.decimals`), and what
+What stands before the matrix is recognized by a pattern, the matrix is read by machine code (`service.kernels.decimals`), and what
 stands behind it is a closing brace or, in V2, whatever the wire makes of it. Whatever is not as plain as that gives None and is read in
 the usual way, as if nobody had looked before; so is everything where there is no machine code.
 """

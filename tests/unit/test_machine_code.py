@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import importlib.metadata
 from pathlib import Path
@@ -15,6 +16,8 @@ from service.elf import AARCH64, PATCHES, LinkError, join, link
 from service.engine import Engine
 from service.machine_code import (
     COMPILERS,
+    PACKAGE,
+    SOURCES,
     Image,
     MachineCode,
     MachineCodeError,
@@ -26,6 +29,8 @@ from service.machine_code import (
 )
 from tests.unit.engine_models import KINDS, bits, compiled_code, make_rows, train
 
+# Rooms that the sources of machine code use, and put nothing of into it.
+ONLY_CALLED = {"service.errors", "service.machine", "service.machine_code"}
 TRIPLES = {"x86-64": "x86_64-unknown-linux-gnu", "AArch64": "aarch64-unknown-linux-gnu"}
 
 
@@ -182,6 +187,18 @@ def test_code_is_kept_by_what_it_was_made_for(tmp_path: Path, monkeypatch: pytes
     versions = {name: importlib.metadata.version(name) for name in COMPILERS}
     monkeypatch.setattr(importlib.metadata, "version", (versions | {"numba": "0.1"}).__getitem__)
     assert code_path(tmp_path) != own
+
+
+def test_code_is_kept_by_all_that_it_is_made_from() -> None:
+    """A constant that is compiled in, and changes somewhere else, would leave the code of yesterday in use."""
+    for path in SOURCES:
+        imported = {
+            node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
+        }
+        for name in imported:
+            if name.startswith("service.") and name not in ONLY_CALLED:
+                module = PACKAGE.joinpath(*name.split(".")[1:])
+                assert {module.with_suffix(".py"), module / "__init__.py"} & set(SOURCES), f"{path} imports {name}"
 
 
 def test_a_processor_is_what_it_can_do(tmp_path: Path) -> None:

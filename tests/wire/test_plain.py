@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.batch import Incoming
-from service.decimals import HIGHEST, LOWEST, round_exactly
 from service.errors import ServiceError
+from service.kernels.decimals import HIGHEST, LOWEST, round_exactly
 from service.wire import ROUTES, Route
 from service.wire.open_inference import Reply
 from service.wire.plain import SHORT_BYTES, MatrixReader

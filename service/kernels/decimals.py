@@ -22,22 +22,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-# A number whose width numba infers; mypy takes numpy's integers for no int.
-Number = Any
-
-U = np.uint64
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False, "boundscheck": False}
-# What only other machine code calls: without a way in from Python, which would cost as long to compile as the function.
-INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-jit: Any = numba.njit(**OPTIONS, **INNER)
-inline: Any = numba.njit(**OPTIONS, **INNER, forceinline=True)
+from service.kernels.intrinsics import (
+    Number,
+    U,
+    bits_of,
+    byte_at,
+    double_of,
+    high_product,
+    inline,
+    jit,
+    leading_zeros,
+    load,
+    trailing_zeros,
+    word_at,
+)
 
 NOT_PLAIN = 0
 
@@ -93,31 +97,6 @@ POWERS: NDArray[np.float64] = np.array([float(f"1e{e}") for e in EXPONENTS])
 FIVES: NDArray[np.uint64] = np.array([power_of_five(e) for e in EXPONENTS], np.uint64).reshape(-1)
 
 
-# What numba has no words for.
-
-
-def load(builder: Any, address: Any, kind: Any) -> Any:
-    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
-
-
-@intrinsic
-def word_at(context: Any, address: Any) -> Any:
-    """Eight bytes; the first is the lowest."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return load(builder, args[0], ir.IntType(64))
-
-    return types.uint64(types.uint64), generate
-
-
-@intrinsic
-def byte_at(context: Any, address: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.zext(load(builder, args[0], ir.IntType(8)), ir.IntType(64))
-
-    return types.uint64(types.uint64), generate
-
-
 @intrinsic
 def put(context: Any, address: Any, value: Any) -> Any:
     """Write a float32 or a word."""
@@ -156,52 +135,6 @@ def find_points(context: Any, address: Any) -> Any:
         return generate_search(builder, args[0], "==", ord("."), 0)
 
     return types.uint64(types.uint64), generate
-
-
-@intrinsic
-def trailing_zeros(context: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.uint64(types.uint64), generate
-
-
-@intrinsic
-def leading_zeros(context: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.uint64(types.uint64), generate
-
-
-@intrinsic
-def high_product(context: Any, one: Any, other: Any) -> Any:
-    """The upper 64 of the 128 bits of a product."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        wide = ir.IntType(128)
-        product = builder.mul(builder.zext(args[0], wide), builder.zext(args[1], wide))
-        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
-
-    return types.uint64(types.uint64, types.uint64), generate
-
-
-@intrinsic
-def bits_of(context: Any, value: Any) -> Any:
-    """The bits of a float64."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.IntType(64))
-
-    return types.uint64(types.float64), generate
-
-
-@intrinsic
-def double_of(context: Any, bits: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.DoubleType())
-
-    return types.float64(types.uint64), generate
 
 
 @intrinsic

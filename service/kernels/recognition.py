@@ -17,17 +17,20 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from service.batch import BINARY, FLAT
-from service.decimals import (
+from service.kernels.decimals import generate_search, is_digit, read_matrix
+from service.kernels.intrinsics import (
     Number,
     U,
+    addresses_at,
     byte_at,
-    generate_search,
-    is_digit,
-    read_matrix,
+    floats_at,
+    inline,
+    jit,
+    row_at,
+    to_bits,
     trailing_zeros,
     word_at,
 )
-from service.kernels import addresses_at, floats_at, inline, jit, row_at, to_bits
 from service.recurring import (
     AFTER,
     BEFORE,
