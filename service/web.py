@@ -246,11 +246,13 @@ def read_version(body: bytes) -> str:
         document = orjson.loads(body or b"{}")
     except orjson.JSONDecodeError:
         raise MalformedBodyError("the body is not JSON") from None
-    parameters = document.get("parameters", {}) if isinstance(document, dict) else None
+    # A version in another place would be passed over, and the newest loaded.
+    is_plain = isinstance(document, dict) and document.keys() <= {"parameters"}
+    parameters = document.get("parameters", {}) if is_plain else None
     if not isinstance(parameters, dict):
         raise InvalidInputError("body", 'expected nothing, or {"parameters": {"version": "…"}}')
-    if unknown := parameters.keys() - {"version"}:
-        raise InvalidInputError("parameters", f"{len(unknown)} of them unknown; expected none but version")
+    if parameters.keys() - {"version"}:
+        raise InvalidInputError("parameters", "an unknown key; expected none but version")
     version = parameters.get("version", "")
     if not isinstance(version, str):
         raise InvalidInputError("parameters.version", "expected a string")

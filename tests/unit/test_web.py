@@ -352,8 +352,10 @@ def test_a_load_may_name_a_version(body: bytes, version: str) -> None:
         (b"7", "body: expected nothing"),
         (b"null", "body: expected nothing"),
         (b'{"parameters": ["7"]}', "body: expected nothing"),
+        (b'{"version": "7"}', "body: expected nothing, or"),
+        (b'{"version": "7", "parameters": {}}', "body: expected nothing, or"),
         (b'{"parameters": {"version": 7}}', "parameters.version: expected a string"),
-        (b'{"parameters": {"config": "{}"}}', "parameters: 1 of them unknown; expected none but version"),
+        (b'{"parameters": {"config": "{}"}}', "parameters: an unknown key; expected none but version"),
     ],
 )
 def test_a_body_that_asks_for_something_else_is_refused(body: bytes, reason: str) -> None:
