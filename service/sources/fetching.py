@@ -84,6 +84,7 @@ class Fetch:
         self._reporter = reporter
         self._deadline = time.monotonic() + limits.seconds
         self._attempts = 0
+        self._failed = ""  # why the last attempt did not succeed
         self._random = random.SystemRandom()
 
     def find_newest(self) -> Remote:
@@ -142,6 +143,7 @@ class Fetch:
     def _pause(self, error: FetchError) -> None:
         """Wait before the next attempt, longer each time and never in step with others; or give up."""
         self._attempts += 1
+        self._failed = error.reason
         if not error.is_temporary:
             raise error
         if self._attempts >= self._limits.attempts:
@@ -162,7 +164,7 @@ class Fetch:
 
     def _verify_time(self) -> None:
         if time.monotonic() > self._deadline:
-            raise out_of_time(self._uri, self._limits.seconds)
+            raise out_of_time(self._uri, self._limits.seconds, self._failed)
 
 
 class Partial:
@@ -220,10 +222,10 @@ class Pace:
             )
 
 
-def out_of_time(uri: Uri, seconds: float) -> FetchError:
-    return FetchError(
-        f"{uri}: not fetched within {seconds:g} seconds (SCORER_FETCH_TIMEOUT_SECONDS)", is_temporary=True
-    )
+def out_of_time(uri: Uri, seconds: float, failed: str = "") -> FetchError:
+    reason = f"{uri}: not fetched within {seconds:g} seconds (SCORER_FETCH_TIMEOUT_SECONDS)"
+    last = f"; the last attempt: {failed.removeprefix(f'{uri}: ')}" if failed else ""
+    return FetchError(reason + last, is_temporary=True)
 
 
 # Into a folder.

@@ -95,7 +95,8 @@ def test_what_may_get_better_is_exit_code_75(moto: Moto, tmp_path: Path) -> None
     *notes, last = done.stderr.splitlines()
     assert all("connection refused" in note and "again in" in note for note in notes)
     assert len(notes) >= 1
-    assert "not fetched within 2 seconds (SCORER_FETCH_TIMEOUT_SECONDS)" in last
+    assert "not fetched within 2 seconds (SCORER_FETCH_TIMEOUT_SECONDS); the last attempt: " in last
+    assert "connection refused" in last
 
 
 def test_time_is_up_even_for_a_server_that_never_comes_to_the_point(https: HttpsServer, tmp_path: Path) -> None:
