@@ -18,7 +18,6 @@ from service.errors import ModelFileError
 # What a model is called in a folder of its own, or of its version.
 # `.bst` is what KServe calls it; what is in it decides how it is read.
 FILE_NAMES = ("model.ubj", "model.json", "model.bst")
-VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # A file that is not in a folder of versions has this one, so that versioned URLs work for it as well.
 ONLY_VERSION = "1"
 

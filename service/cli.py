@@ -30,6 +30,9 @@ KSERVE_MODELS = "/mnt/models"
 # Of the environment, what concerns the commands that are given a model: the rest is the server's.
 KEPT = ("SCORER_CACHE_DIR", "SCORER_MODEL_HTTPS_HOSTS", "SCORER_MODEL_MAX_BYTES", "SCORER_FETCH_TIMEOUT_SECONDS")
 
+# Columns in which a digest and its name are one word; a terminal that is narrower breaks them where it must.
+WHOLE_DIGEST = 92
+
 if TYPE_CHECKING:
     from service.batch import Contract
     from service.files import Progress
@@ -104,7 +107,7 @@ def check(model: str, sha256: str, as_json: bool, record: Path | None) -> None:
     from service.models import load_model
 
     try:
-        loaded = load_model(read_model_settings(model, SCORER_MODEL_SHA256=sha256.removeprefix("sha256:")))
+        loaded = load_model(read_model_settings(model, SCORER_MODEL_SHA256=sha256))
         if record is not None:
             write_record(loaded.record, record)
     except StartError as error:
@@ -141,6 +144,7 @@ def describe(model: str, loaded: LoadedModel) -> str:
     engine = "packed: kernels of our own" if predictor.engine == "packed" else f"XGBoost, as {predictor.reason}"
     rows = [
         ("digest", f"sha256:{record.digest}"),
+        ("version", loaded.identity.version),
         ("file", f"{record.bytes:,} bytes, written by XGBoost {record.xgboost}"),
         ("objective", contract.objective),
         ("trees", f"{record.trees:,} ({record.booster})"),
@@ -241,7 +245,7 @@ class Bar:
 
 
 def definition_list(title: str, rows: list[tuple[str, str]]) -> str:
-    formatter = click.HelpFormatter(width=min(shutil.get_terminal_size().columns, 120))
+    formatter = click.HelpFormatter(width=max(WHOLE_DIGEST, min(shutil.get_terminal_size().columns, 120)))
     with formatter.section(title):
         formatter.write_dl(rows)
     return formatter.getvalue().rstrip()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.admission import Record
-from service.artifact import FILE_NAMES, ONLY_VERSION, VERSION, ModelFile, natural_order, read_model_file
+from service.artifact import FILE_NAMES, ONLY_VERSION, ModelFile, natural_order, read_model_file
 from service.batch import ModelIdentity
 from service.errors import ModelFileError
 from service.generations import Generation
@@ -17,8 +17,10 @@ from service.golden import verify_golden
 from service.machine_code import MachineCode
 from service.packing import Packed, find_cache, prepare, verify_cache
 from service.predictor import BoosterPredictor, PackedPredictor, Predictor
-from service.settings import Settings, Uri
+from service.settings import VERSION, Settings, Uri
 from service.sources import Progress, Report, cache_folder, fetch, forget
+
+SHOWN_FOLDERS = 5
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,18 @@ def find_version(place: Path) -> tuple[str, Path]:
     """The newest version in a folder, or the model that lies in it."""
     versions = find_versions(place)
     if not versions:
-        raise ModelFileError(f"{place}: expected <version>/model.ubj or <version>/model.json in this folder")
+        raise ModelFileError(f"{place}: {explain_no_version(place)}")
     version, path = max(versions.items(), key=lambda version: (natural_order(version[0]), version[0]))
     return version, verify_within(place, path)
+
+
+def explain_no_version(place: Path) -> str:
+    """What to say of a folder that holds no version, and perhaps several models."""
+    models = sorted({path.parent.name for name in FILE_NAMES for path in place.glob(f"*/{name}") if path.is_file()})
+    if not models:
+        return "expected <version>/model.ubj or <version>/model.json in this folder"
+    some = ", ".join(models[:SHOWN_FOLDERS]) + (", …" if len(models) > SHOWN_FOLDERS else "")
+    return f"expected folders of versions, such as 7, v7 or 2026-11-30, got {some}; a server serves one model"
 
 
 def verify_within(place: Path, path: Path) -> Path:

@@ -20,6 +20,9 @@ from service.errors import StartError
 
 PREFIX = "SCORER_"
 BUCKET_SCHEMES = ("s3", "gs", "az")
+# Of a folder with a version in it: 7, v7, 2026-11-30. Others have no order, so none would be the newest, and a folder of
+# several models would be taken for one of several versions.
+VERSION = re.compile(r"v?\d[A-Za-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,11 @@ def pattern(regex: str, expected: str) -> Callable[[str], str]:
     return read
 
 
+def digest(text: str) -> str:
+    """A sha256, also as this server and container registries write it, with its name in front."""
+    return pattern(r"([0-9a-f]{64})?", "64 lower-case hexadecimal digits")(text.removeprefix("sha256:"))
+
+
 def model_place(text: str) -> Path | Uri:
     """A path, plain or as file:// URI; or the URI of what has to be fetched."""
     if not text:
@@ -169,7 +177,7 @@ SETTINGS = (
     Setting(
         "model_sha256",
         "SCORER_MODEL_SHA256",
-        pattern(r"([0-9a-f]{64})?", "64 lower-case hexadecimal digits"),
+        digest,
         "",
         "refuse any model file but the one with this digest",
     ),
@@ -317,6 +325,5 @@ def default_model_name(model: Path | Uri) -> str:
     name = path.stem if path.suffix in (".ubj", ".json", ".bst") else path.name
     if name == "model":
         path = path.parent
-        is_version = re.fullmatch(r"v?\d[A-Za-z0-9._-]*", path.name) is not None
-        name = path.parent.name if is_version else path.name
+        name = path.parent.name if VERSION.fullmatch(path.name) else path.name
     return re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("-._")[:128] or "model"

@@ -19,9 +19,9 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import from_url
 
-from service.artifact import FILE_NAMES, ONLY_VERSION, VERSION, natural_order
+from service.artifact import FILE_NAMES, ONLY_VERSION, natural_order
 from service.errors import FetchError
-from service.settings import Uri
+from service.settings import VERSION, Uri
 from service.sources.remote import ChangedError, Opened, Remote, golden_names, listed
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore
 
 SUFFIXES = (".ubj", ".json", ".bst")
+SHOWN_FOLDERS = 5
 CONNECT_SECONDS = 5.0
 
 
@@ -61,7 +62,8 @@ class BucketStore:
         key = self.uri.path.rstrip("/")
         if key.endswith(SUFFIXES):
             return self._describe(ONLY_VERSION, "", key)
-        here, versions = self._list(key)
+        here, folders = self._list(key)
+        versions = [name for name in folders if VERSION.fullmatch(name)]
         for name in FILE_NAMES:
             if name in here:
                 return self._describe(ONLY_VERSION, "", join(key, name))
@@ -71,19 +73,18 @@ class BucketStore:
             for name in FILE_NAMES:
                 if name in files:
                     return self._describe(version, version, join(key, version, name))
-        raise FetchError(
-            f"{self.uri}: nothing there; expected <version>/model.ubj or <version>/model.json under this key"
-        )
+        expected = "expected <version>/model.ubj or <version>/model.json under this key"
+        others = ", ".join(sorted(folders - set(versions))[:SHOWN_FOLDERS])
+        raise FetchError(f"{self.uri}: {f'{expected}, got {others}' if others else f'nothing there; {expected}'}")
 
     def _list(self, folder: str) -> tuple[set[str], set[str]]:
-        """Names of the files and of the versions in a folder."""
+        """Names of the files and of the folders in a folder."""
         try:
             found = obstore.list_with_delimiter(self.store, folder)
         except (BaseError, OSError, ValueError) as error:
             raise self._explain(error, folder, "list") from None
         files = {PurePosixPath(entry["path"]).name for entry in found["objects"]}
-        folders = {PurePosixPath(prefix).name for prefix in found["common_prefixes"]}
-        return files, {name for name in folders if VERSION.fullmatch(name)}
+        return files, {PurePosixPath(prefix).name for prefix in found["common_prefixes"]}
 
     def _describe(self, version: str, folder: str, key: str) -> Remote:
         size, mark = self._head(key)

@@ -374,6 +374,14 @@ def test_a_folder_without_a_version_says_what_was_expected(moto: Moto, tmp_path:
     assert "expected <version>/model.ubj or <version>/model.json under this key" in error.reason
 
 
+def test_folders_that_are_no_versions_are_named(moto: Moto, tmp_path: Path) -> None:
+    """A folder of models, one level too high, must not be served as one model whose versions they are."""
+    for model in ("churn", "fraud"):
+        moto.put(f"models/{model}/model.ubj", SMALL)
+    reason = refusal(f"s3://{BUCKET}/models", tmp_path).reason
+    assert reason.endswith("expected <version>/model.ubj or <version>/model.json under this key, got churn, fraud")
+
+
 def test_a_denial_says_as_whom_it_was_asked(proxy: Proxy, tmp_path: Path) -> None:
     """The store's own words hold the key's id and what was signed: they are not repeated."""
     body = b"<Error><Code>AccessDenied</Code><AWSAccessKeyId>AKIAOFTHISTEST</AWSAccessKeyId></Error>"

@@ -270,6 +270,17 @@ def test_a_folder_without_versions_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path) == "expected <version>/model.ubj or <version>/model.json in this folder"
 
 
+def test_a_folder_of_several_models_is_not_one_of_versions(tmp_path: Path, iris: Example) -> None:
+    """Else the model whose name is the last in the alphabet would be served, and a swap would change to another one."""
+    for model in ("iris", "breast-cancer"):
+        add_version(tmp_path, model, iris)
+    assert refusal(tmp_path) == (
+        "expected folders of versions, such as 7, v7 or 2026-11-30, got breast-cancer, iris; a server serves one model"
+    )
+    add_version(tmp_path, "7", iris)
+    assert find_model(tmp_path)[0] == "7"
+
+
 def test_a_folder_in_the_place_of_the_model_is_no_version(tmp_path: Path) -> None:
     (tmp_path / "1" / "model.ubj").mkdir(parents=True)
     assert refusal(tmp_path).startswith("expected <version>/model.ubj")

@@ -142,10 +142,14 @@ def test_a_ratio_is_a_number_from_0_to_1(text: str) -> None:
     assert faults_of(SCORER_ACCESS_LOG_RATIO=text) == ("SCORER_ACCESS_LOG_RATIO: expected a number from 0 to 1",)
 
 
-@pytest.mark.parametrize("text", ["A" * 64, "0" * 63, "0" * 65, "sha256:" + "0" * 64])
+@pytest.mark.parametrize("text", ["A" * 64, "0" * 63, "0" * 65, "sha512:" + "0" * 64])
 def test_a_digest_is_64_hexadecimal_digits(text: str) -> None:
     expected = "SCORER_MODEL_SHA256: expected 64 lower-case hexadecimal digits"
     assert faults_of(SCORER_MODEL_SHA256=text) == (expected,)
+
+
+def test_a_digest_may_be_given_as_check_prints_it() -> None:
+    assert read_settings({**MODEL, "SCORER_MODEL_SHA256": "sha256:" + "0f" * 32}).model_sha256 == "0f" * 32
 
 
 @pytest.mark.parametrize("text", ["a/b", "a b", "-a", ".", "a:predict", "ä", "a" * 129, 'a"b', "a\nb"])
