@@ -39,10 +39,21 @@ def decode_predict(incoming: Incoming) -> Batch:
         return to_batch(document, "body", incoming, keys=0)
     keys = [key for key in ENVELOPES if key in document]
     if not keys:
+        verify_named(document)
         return to_batch(document, "body", incoming, keys=0)
     if len(document) > 1:
         raise InvalidInputError("body", f"expected '{keys[0]}' and no other key beside it")
     return to_batch(document[keys[0]], keys[0], incoming, keys=1)
+
+
+def verify_named(document: dict[str, Any]) -> None:
+    """Refuse rows under another protocol's only key: as the value of a feature they would be a number that is a list."""
+    value = next(iter(document.values()), None)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]  # `[1.0]` is 1.0, see `unwrapped`
+    if len(document) == 1 and isinstance(value, (list, dict)):
+        keys = " or ".join(f"'{key}'" for key in ENVELOPES)
+        raise InvalidInputError("body", f"expected the model's features by name, or rows under {keys}")
 
 
 def decode_score(incoming: Incoming) -> Batch:
