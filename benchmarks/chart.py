@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from benchmarks.cases import FLASK, UVICORN, V1
 from benchmarks.errors import BenchmarkError
@@ -23,7 +24,13 @@ from benchmarks.tables import three_digits
 
 CHART = DATA.with_suffix(".svg")
 CASE = "1 row, 16 connections"
-NAMES = {V1: "xgboost-server", UVICORN: "uvicorn, hand-made", FLASK: "Flask", KSERVE_V1: "KServe", MLSERVER: "MLServer"}
+NAMES = {
+    V1: "xgboost-server",
+    UVICORN: "uvicorn, raw ASGI",
+    FLASK: "Flask",
+    KSERVE_V1: "KServe",
+    MLSERVER: "MLServer, V2",
+}
 GREY, OURS, OTHERS = "#747982", "#2f81f7", "#8b949e"
 STYLE = {
     "svg.fonttype": "none",  # text stays text: small, and found by a search
@@ -62,8 +69,8 @@ def draw(data: Path = DATA, chart: Path = CHART) -> None:
 
 def draw_figure(figures: Mapping[str, Mapping[str, Any]], origin: str) -> Figure:
     figure = Figure(figsize=(9.6, 3.5), layout="constrained")
-    figure.suptitle("One row of 30 features, 300 trees, JSON, 16 connections", fontsize=12)
-    figure.supxlabel(f"{origin}. One worker each, log scale.", fontsize=9)
+    figure.suptitle("One row of 30 features, 300 trees of depth 6, JSON, 16 connections", fontsize=12)
+    figure.supxlabel(f"{origin}. One worker each; KServe V1 where nothing else is said.", fontsize=9)
     both = figure.subplots(1, 2, sharey=True)
     for panel, axes in zip(PANELS, both, strict=True):
         draw_panel(axes, panel, [figures[label][panel.figure] for label in NAMES])
@@ -77,8 +84,10 @@ def draw_panel(axes: Axes, panel: Panel, values: Sequence[float]) -> None:
     bars = axes.barh(names, values, color=colours, height=0.62)
     axes.bar_label(bars, [three_digits(value) for value in values], padding=4)
     axes.set_title(panel.title, fontsize=11)
-    axes.set_xscale("log")
-    axes.set_xlim(min(values) / 3, max(values) * 3)
+    # From 0 and linear, or the length of a bar says nothing; a seventh more for the figure behind the longest.
+    axes.set_xlim(0, max(values) * 7 / 6)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
 
