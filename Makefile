@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+EXAMPLE := examples/iris/model.ubj
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 export PYTHONUNBUFFERED := 1
 
@@ -27,11 +28,15 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.server
 	@touch $@
 
 serve: $(VENV)/.server ## Serve the example model on http://127.0.0.1:8000
-	@echo "Once it listens, this scores two flowers:"
-	@echo
-	@echo "  curl http://127.0.0.1:$${SCORER_PORT:-8000}/v1/models/iris:predict -d '{\"instances\": [[6.8, 2.8, 4.8, 1.4], [6.0, 3.4, 4.5, 1.6]]}'"
-	@echo
-	@SCORER_MODEL=$${SCORER_MODEL:-examples/iris/model.ubj} WEB_CONCURRENCY=$${WEB_CONCURRENCY:-2} exec $(BIN)/xgboost-server serve
+	@url=http://127.0.0.1:$${SCORER_PORT:-8000}; \
+	if [ "$${SCORER_MODEL:-$(EXAMPLE)}" = $(EXAMPLE) ]; then \
+		echo "Once it listens, this scores two flowers:"; \
+		printf '\n  %s\n\n' "curl $$url/v1/models/iris:predict -d '{\"instances\": [[6.8, 2.8, 4.8, 1.4], [6.0, 3.4, 4.5, 1.6]]}'"; \
+	else \
+		echo "Once it listens, this names the model, and $$url/v2/models/<name> says what it expects:"; \
+		printf '\n  %s\n\n' "curl $$url/v2/models"; \
+	fi
+	@SCORER_MODEL=$${SCORER_MODEL:-$(EXAMPLE)} WEB_CONCURRENCY=$${WEB_CONCURRENCY:-2} exec $(BIN)/xgboost-server serve
 
 # Without Helm, which is built here, the chart's tests are skipped and say so; `make test-chart` insists.
 test: $(VENV)/.test ## Install what the tests need and run them

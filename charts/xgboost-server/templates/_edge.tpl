@@ -21,7 +21,7 @@ not tell its backend which status it is about.
 */}}
 {{- define "xgboost-server.errorSnippet" -}}
 {{- $errors := list
-  (dict "status" 404 "code" "route-not-found" "detail" "no such path; the scoring paths are in the documentation")
+  (dict "status" 404 "code" "route-not-found" "detail" (printf "no such path; expected %s" (include "xgboost-server.scoringPaths" . | splitList "\n" | join ", ")))
   (dict "status" 413 "code" "payload-too-large" "detail" (printf "the body is larger than %d bytes; send fewer rows a request" (int64 .Values.server.maxBodyBytes)))
   (dict "status" 429 "code" "rate-limited" "detail" "too many requests from this caller; come back after the seconds of Retry-After")
   (dict "status" 502 "code" "bad-gateway" "detail" "the server broke off; send the request again")
