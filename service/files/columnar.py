@@ -15,7 +15,7 @@ from service.batch import Batch, Floats
 from service.errors import RowsFileError
 from service.files.columns import MOST_ROWS, Column, Piece, Source, Wanted, count_rows, lay_out
 
-MISSING = 'this needs pyarrow: pip install --require-hashes -r requirements/files.txt'
+MISSING = "this needs pyarrow: pip install --require-hashes -r requirements/files.txt"
 ARROW_FILE = b"ARROW1"
 # Read and decompressed at once, of each column.
 PARQUET_BUFFER_BYTES = 2**20

@@ -35,7 +35,17 @@ def score(*arguments: object, data: bytes | None = None) -> subprocess.Completed
 @contextmanager
 def scoring(*arguments: object) -> Iterator[Process]:
     """A run that reads from a pipe which stays open; what starts the tests may have it ignore a closed terminal (nohup)."""
-    command = ["env", "--default-signal=HUP", *COMMAND, "score", str(IRIS), "-", "--format", "csv", *map(str, arguments)]
+    command = [
+        "env",
+        "--default-signal=HUP",
+        *COMMAND,
+        "score",
+        str(IRIS),
+        "-",
+        "--format",
+        "csv",
+        *map(str, arguments),
+    ]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
     ) as process:

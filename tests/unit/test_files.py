@@ -662,7 +662,7 @@ def test_text_needs_no_pyarrow_and_columns_say_that_they_do(iris: Example, tmp_p
         for arguments in ([str(text)], [str(columns), "--to", "csv"], [str(text), "-o", str(tmp_path / "out.arrow")])
     ]
     assert (done[0].returncode, done[0].stdout) == (0, "score\n1.0\n")
-    missing = 'this needs pyarrow: pip install --require-hashes -r requirements/files.txt'
+    missing = "this needs pyarrow: pip install --require-hashes -r requirements/files.txt"
     assert (done[1].returncode, done[1].stderr) == (1, f"xgboost-server: {columns}: {missing}\n")
     assert (done[2].returncode, done[2].stderr) == (1, f"xgboost-server: {tmp_path / 'out.arrow'}: {missing}\n")
     assert not (tmp_path / "out.arrow").exists()
