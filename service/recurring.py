@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -33,13 +34,17 @@ GAPS = frozenset(
 )
 # Requests whose body is not framed by a length alone, or does not come at once.
 UNUSUAL = ("transfer-encoding", "expect")
-MAX_HEADS = 8
-# Of each head: clients behind one proxy write their JSON with other blanks.
-MAX_FORMS = 4
+# Four routes for three kinds of clients are twelve.
+MAX_HEADS = 16
+# Of each head: clients behind one proxy write their JSON with other blanks, and V2's has the number of rows in it.
+MAX_FORMS = 8
+# A value that is longer is none to keep, where nothing reads it: certificates, tokens under other names.
+LONG_VALUE = 256
+MAX_GAPS = 32
 # Of a head without its gaps, and of what stands around a matrix.
 MAX_KEPT_BYTES = 2048
-# Heads and forms that are learned between two refills, four times a second: 0.1 ms each.
-ALLOWANCE = 8
+# What learning may cost between two refills, four times a second: a look at a head takes 20 µs, new tables ten times as long.
+ALLOWANCE, NEW_TABLES = 72, 8
 LINE_END = b"\r\n"
 
 # What `recognition` knows of all this: cells of eight bytes, whole numbers, most of them addresses.
@@ -52,11 +57,12 @@ LENGTH_DIGITS, MAX_ID = 9, REQUEST_ID_LENGTH
 # A text is its address and its size. A step: a text and the gap behind it.
 SIZE, GAP = 1, 2
 STEP_CELLS = 3
-# A form: what stands before the matrix and behind it, how it is written, and how many rows it must have, 0 for any.
-BEFORE, AFTER, KIND, FIXED_ROWS = 0, 2, 4, 5
-FORM_CELLS = 6
-STEPS, STEP_COUNT, FORMS, FORM_COUNT = range(4)
-HEAD_CELLS = 4
+# A form: what stands before the matrix and behind it, how it is written, how many rows it must have, 0 for any, and how often
+# it was met.
+BEFORE, AFTER, KIND, FIXED_ROWS, FORM_HITS = 0, 2, 4, 5, 6
+FORM_CELLS = 7
+STEPS, STEP_COUNT, FORMS, FORM_COUNT, HEAD_HITS = range(5)
+HEAD_CELLS = 5
 # What was read, and what it may be.
 BUFFER, BYTES, MAX_BODY, MAX_HEAD, ID_CHARS = range(5)
 # What is known.
@@ -83,9 +89,12 @@ class Accepted:
     keep_alive: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Form:
-    """A body but for its numbers, under which head and route it comes, and the answer to it but for what differs in that."""
+    """A body but for its numbers, under which head and route it comes, and the answer to it but for what differs in that.
+
+    `hits`: how often it was met, less and less the longer ago.
+    """
 
     before: bytes
     after: bytes
@@ -93,12 +102,13 @@ class Form:
     label: tuple[str, str]
     accepted: Accepted
     frame: Frame
+    hits: int = 0
 
 
 class RecurringHead:
     """The lines of a head, the numbers of those whose value is a gap, and the forms of the bodies that come with it."""
 
-    __slots__ = ("_lines", "accepted", "forms", "gaps", "has_id", "steps")
+    __slots__ = ("_lines", "accepted", "forms", "gaps", "has_id", "hits", "steps")
 
     def __init__(self, lines: list[bytes], gaps: set[int], accepted: Accepted) -> None:
         self._lines = [start_of(line) if at in gaps else line for at, line in enumerate(lines)]
@@ -109,6 +119,7 @@ class RecurringHead:
         kept = {name: value for name, value in accepted.headers.items() if name.encode() not in GAP_OF}
         self.accepted = replace(accepted, headers=kept)
         self.forms: list[Form] = []
+        self.hits = 0
 
     def _to_steps(self) -> list[tuple[bytes, int]]:
         """Texts, and what may stand behind each."""
@@ -135,7 +146,7 @@ class RecurringHead:
 
 
 class Recurring:
-    """What a worker has met lately, newest first; `buffer` is what connections read into, with `PADDING` behind it.
+    """What a worker has met lately, most often met first; `buffer` is what connections read into, with `PADDING` behind it.
 
     What recognizes is machine code, which is there once a model is.
     """
@@ -143,6 +154,8 @@ class Recurring:
     def __init__(self, buffer: bytearray, max_body_bytes: int) -> None:
         self.heads: list[RecurringHead] = []
         self.forms: list[Form] = []
+        self._heads = np.empty((0, HEAD_CELLS), np.int64)
+        self._forms = np.empty((0, FORM_CELLS), np.int64)
         self._allowance = ALLOWANCE
         self._buffer = buffer
         self._id_chars = np.zeros(256, np.uint8)
@@ -181,7 +194,7 @@ class Recurring:
 
     def learn(self, data: bytes, fields: int, accepted: Accepted) -> None:
         """Keep the head that the bytes begin with, of so many fields, which has been accepted."""
-        if not self._allowance or any(name in accepted.headers for name in UNUSUAL):
+        if not self.may_learn or any(name in accepted.headers for name in UNUSUAL):
             return
         self._allowance -= 1
         head, end, _ = data.partition(LINE_END * 2)
@@ -191,41 +204,62 @@ class Recurring:
         is_plain = end and len(names) == fields and all(names) and head.isascii() and head.count(b"\n") == fields
         if not is_plain or names.count(LENGTH) != 1 or names.count(REQUEST_ID) > 1:
             return
-        gaps = {at for at, name in enumerate(names, 1) if name in GAPS}
-        if sum(len(line) for at, line in enumerate(lines) if at not in gaps) > MAX_KEPT_BYTES:
+        gaps = {at for at, name in enumerate(names, 1) if is_gap(name, lines[at])}
+        kept = sum(len(line) for at, line in enumerate(lines) if at not in gaps)
+        if kept > MAX_KEPT_BYTES or len(gaps) > MAX_GAPS:
             return
+        self._count_hits()
         for known in self.heads:
             more = known.gaps_for(lines)
             if more == known.gaps:
                 return  # it was not recognized for another reason, such as an id that cannot be repeated
-            if more is not None:
-                self.heads.remove(known)
-                gaps = more
+            if more is not None and len(more) <= MAX_GAPS:
+                wider = RecurringHead(lines, more, known.accepted)
+                wider.forms, wider.hits = known.forms, known.hits
+                self.heads[self.heads.index(known)] = wider
                 break
-        self.heads.insert(0, RecurringHead(lines, gaps, accepted))
-        del self.heads[MAX_HEADS:]
+        else:
+            make_room(self.heads, MAX_HEADS)
+            self.heads.append(RecurringHead(lines, gaps, accepted))
         self._lay_out()
 
-    def learn_form(self, accepted: Accepted, body: bytes, span: Span, label: tuple[str, str], frame: Frame) -> None:
-        """Keep what stands around the matrix of a body that came with a head that is known."""
+    def learn_form(self, head: RecurringHead, body: bytes, span: Span, label: tuple[str, str], frame: Frame) -> None:
+        """Keep what stands around the matrix of a body that came with this head."""
         size = span.begin + len(body) - span.end
-        if not self._allowance or size > MAX_KEPT_BYTES or "content-encoding" in accepted.headers:
+        if not self.may_learn or size > MAX_KEPT_BYTES or "content-encoding" in head.accepted.headers:
             return
-        self._allowance -= 1
-        for head in self.heads:
-            if head.accepted is accepted:
-                form = Form(body[: span.begin], body[span.end :], span, label, accepted, frame)
-                head.forms.insert(0, form)
-                del head.forms[MAX_FORMS:]
-                self._lay_out()
+        if span.rows > self.cells[MAX_ROWS]:
+            return  # none like it would be taken
+        before, after = body[: span.begin], body[span.end :]
+        if any(
+            (known.before, known.after, known.span.kind, known.span.rows) == (before, after, span.kind, span.rows)
+            for known in head.forms
+        ):
+            return  # it was not taken for another reason, such as too many rows
+        self._count_hits()
+        make_room(head.forms, MAX_FORMS)
+        head.forms.append(Form(before, after, span, label, head.accepted, frame))
+        self._lay_out()
+
+    def _count_hits(self) -> None:
+        """What machine code has counted since the tables were laid out; what was counted before counts half."""
+        for head, hits in zip(self.heads, self._heads[:, HEAD_HITS], strict=True):
+            head.hits = head.hits // 2 + int(hits)
+        for form, hits in zip(self.forms, self._forms[:, FORM_HITS], strict=True):
+            form.hits = form.hits // 2 + int(hits)
+        self._heads[:, HEAD_HITS] = self._forms[:, FORM_HITS] = 0
 
     def _lay_out(self) -> None:
-        """The tables that machine code reads, in place of the last ones."""
+        """The tables that machine code reads, in place of the last ones; what is met most often is looked for first."""
+        self._allowance -= NEW_TABLES
+        self.heads.sort(key=count_of, reverse=True)
+        for head in self.heads:
+            head.forms.sort(key=count_of, reverse=True)
         self.forms = [form for head in self.heads for form in head.forms]
         texts = Texts()
         steps = [[*texts.add(text), gap] for head in self.heads for text, gap in head.steps]
         forms = [
-            [*texts.add(form.before), *texts.add(form.after), form.span.kind, form.span.rows] for form in self.forms
+            [*texts.add(form.before), *texts.add(form.after), form.span.kind, form.span.rows, 0] for form in self.forms
         ]
         self._texts = np.frombuffer(texts.data + bytes(PADDING), np.uint8)
         base = self._texts.ctypes.data
@@ -235,7 +269,7 @@ class Recurring:
         self._forms[:, [BEFORE, AFTER]] += base
         heads, step, form_ = [], self._steps.ctypes.data, self._forms.ctypes.data
         for head in self.heads:
-            heads.append([step, len(head.steps), form_, len(head.forms)])
+            heads.append([step, len(head.steps), form_, len(head.forms), 0])
             step += 8 * STEP_CELLS * len(head.steps)
             form_ += 8 * FORM_CELLS * len(head.forms)
         self._heads = np.array(heads, np.int64).reshape(-1, HEAD_CELLS)
@@ -246,15 +280,30 @@ class Texts:
     """Texts one behind the other, each once."""
 
     def __init__(self) -> None:
-        self.data = b""
+        self.data = bytearray()
+        self._places: dict[bytes, int] = {}
 
     def add(self, text: bytes) -> tuple[int, int]:
         """Where it begins, and its size."""
-        at = self.data.find(text)
-        if at < 0:
-            at = len(self.data)
+        at = self._places.setdefault(text, len(self.data))
+        if at == len(self.data):
             self.data += text
         return at, len(text)
+
+
+def make_room(known: list[Any], most: int) -> None:
+    """For one more: without the one that was met least, of those the one that was learned last."""
+    if len(known) >= most:
+        known.remove(min(reversed(known), key=count_of))
+
+
+def count_of(known: RecurringHead | Form) -> int:
+    return known.hits
+
+
+def is_gap(name: bytes, line: bytes) -> bool:
+    """Whether a header's value is neither compared nor kept, from the first time on."""
+    return name in GAPS or (len(line) > LONG_VALUE and name not in FIXED)
 
 
 def address_of(buffer: bytearray) -> int:

@@ -42,10 +42,12 @@ from service.recurring import (
     FIXED_ROWS,
     FORM_CELLS,
     FORM_COUNT,
+    FORM_HITS,
     FORMS,
     GAP,
     HEAD_CELLS,
     HEAD_COUNT,
+    HEAD_HITS,
     HEADS,
     ID,
     ID_CHARS,
@@ -121,7 +123,7 @@ def skip_id(chars: Number, at: Number, end: Number) -> Number:
 @jit
 def match_head(cells: Any, steps: Any, begin: Number, end: Number) -> Number:
     """Where the body begins behind this head, if it is there and the body ends where the bytes do; else nowhere (0)."""
-    at, length = begin, U(0)
+    at, length, limit = begin, U(0), begin + U(cells[U(MAX_HEAD)])
     cells[U(ID)] = cells[U(ID_END)] = 0
     for k in range(0, len(steps), STEP_CELLS):
         size = U(steps[U(k + SIZE)])
@@ -129,21 +131,25 @@ def match_head(cells: Any, steps: Any, begin: Number, end: Number) -> Number:
         if end - at < size or not are_same(U(steps[U(k)]), at, size):
             return U(0)
         at += size
+        if at > limit:
+            return U(0)
         first, gap = at, steps[U(k + GAP)]
+        # No gap is looked through further than it may be long: bytes that are refused must cost no more than others.
         if gap == VALUE_GAP:
-            at = skip_value(at, end)
+            at = skip_value(at, min(end, limit))
         elif gap == REQUEST_ID_GAP:
-            at = skip_id(U(cells[U(ID_CHARS)]), at, end)
+            at = skip_id(U(cells[U(ID_CHARS)]), at, min(end, at + U(MAX_ID + 1)))
             if at == first or at - first > U(MAX_ID):
                 return U(0)
             cells[U(ID)], cells[U(ID_END)] = first - begin, at - begin
         elif gap == LENGTH_GAP:
-            while at < end and is_digit(byte_at(at)):
+            last = min(end, at + U(LENGTH_DIGITS + 1))
+            while at < last and is_digit(byte_at(at)):
                 length = length * U(10) + (byte_at(at) - U(ord("0")))
                 at += U(1)
             if at == first or at - first > U(LENGTH_DIGITS):
                 return U(0)
-    if end - at != length or length > U(cells[U(MAX_BODY)]) or at - begin > U(cells[U(MAX_HEAD)]):
+    if end - at != length or length > U(cells[U(MAX_BODY)]):
         return U(0)
     return at
 
@@ -171,7 +177,8 @@ def is_of_form(cells: Any, form: Any, begin: Number, end: Number, shape: int) ->
         return False
     features, fixed, kind = cells[U(FEATURES)], form[U(FIXED_ROWS)], form[U(KIND)]
     taken = features * cells[U(TAKEN)]
-    target, room = cells[U(VALUES)] + 4 * taken, cells[U(ROOM)] - taken
+    target = cells[U(VALUES)] + 4 * taken
+    room = min(cells[U(ROOM)] - taken, features * cells[U(MAX_ROWS)])
     if kind == BINARY:
         rows, numbers = fixed, fixed * features
         is_right = (
@@ -206,10 +213,12 @@ def recognize(state: int) -> int:
         at = match_head(cells, steps, begin, end)
         if at != U(0):
             cells[U(BODY)] = at - begin
+            head[U(HEAD_HITS)] += 1
             for f in range(head[U(FORM_COUNT)]):
                 form = addresses_at(head[U(FORMS)] + 8 * FORM_CELLS * f, FORM_CELLS)
                 if is_of_form(cells, form, at, end, state + 8 * SHAPE):
                     cells[U(TAKEN)] += cells[U(ROWS)]
+                    form[U(FORM_HITS)] += 1
                     return forms + f + 1
             return -1 - k
         forms += head[U(FORM_COUNT)]
