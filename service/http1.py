@@ -202,21 +202,23 @@ class Connection(asyncio.BufferedProtocol):
         incoming = Incoming(accepted.method, accepted.path, accepted.headers, recurring.body(), request_id)
         call = edge.begin(edge.routes[accepted.path], incoming, self._began)
         if recurring.may_learn and call.batch is not None and call.batch.span is not None:
-            recurring.learn_form(
-                accepted, incoming.body, call.batch.span, call.route.label, edge.frame(call.route, call.batch)
-            )
+            frame = edge.frame(call.route, call.batch)
+            recurring.learn_form(head, incoming.body, call.batch.span, call.route.label, frame)
         self._finish(call, accepted)
 
     def _learn(self, data: memoryview, is_whole: bool) -> None:
         """Keep the head of the last request, if these bytes were that and no more, it scores, and it may come again."""
         request, self._last = self._last, None
+        recurring = self._door.recurring
         if request is None or self._door.turn is None or not is_whole or not request.keep_alive:
+            return
+        if not recurring.may_learn:
             return
         path = request.target.partition("?")[0]
         route = self._edge.routes.get(path)
         if route is not None and request.method == route.method:
             accepted = Accepted(request.method, request.target, path, request.version, request.headers)
-            self._door.recurring.learn(bytes(data[:MAX_HEAD_BYTES]), len(request.raw_headers), accepted)
+            recurring.learn(bytes(data[:MAX_HEAD_BYTES]), len(request.raw_headers), accepted)
 
     def _bound_overhead(self, fed: int, body_bytes: int) -> None:
         """Heads, chunk extensions and trailers that never end; the exact limit of a head is checked at its end.
@@ -371,9 +373,14 @@ class Connection(asyncio.BufferedProtocol):
         if rows <= edge.loop_rows:
             self._score_soon(line, call, rows)
             return
+        try:
+            future = self._door.scoring_pool.submit(edge.finish, call)
+        except RuntimeError:  # no thread can be started: a limit on processes, for one; the loop is slower than none
+            self._send_call(line, edge.finish(call))
+            return
         self._is_busy = True
         self._door.recorder.add_in_flight(1)
-        self._when_done(self._door.scoring_pool.submit(edge.finish, call), lambda done: self._scored(line, call, done))
+        self._when_done(future, lambda done: self._scored(line, call, done))
 
     def _score_soon(self, line: Line, call: Call, rows: int) -> None:
         """On the loop: with the others of this turn, if there may be others."""
@@ -475,23 +482,27 @@ class Connection(asyncio.BufferedProtocol):
         if door.flask_waiting >= MAX_FLASK_WAITING:
             self._send_error(request, OverloadedError("requests other than scores"))
             return
-        self._is_busy = True
-        door.flask_waiting += 1
-        door.recorder.add_in_flight(1)
         target = request.target
         if target[:1] not in "/*":
             path = ABSOLUTE_TARGET.sub(b"", target.encode("latin-1")).decode("latin-1")
             target = path if path.startswith("/") else f"/{path}"
-        future = door.flask_pool.submit(
-            run_wsgi,
-            door.app,
-            request.method,
-            target,
-            request.version,
-            request.raw_headers,
-            request.body,
-            self._address(),
-        )
+        try:
+            future = door.flask_pool.submit(
+                run_wsgi,
+                door.app,
+                request.method,
+                target,
+                request.version,
+                request.raw_headers,
+                request.body,
+                self._address(),
+            )
+        except RuntimeError:  # as in `_finish`
+            self._send_error(request, OverloadedError("requests other than scores"))
+            return
+        self._is_busy = True
+        door.flask_waiting += 1
+        door.recorder.add_in_flight(1)
         self._when_done(future, lambda done: self._flask_answered(request, done))
 
     def _address(self) -> Address:
@@ -526,11 +537,15 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             return
         self._since = perf_counter()
-        if self._waiting:
-            self._next()
-            self._resume_reading()
-        if self._out:
-            self._flush()
+        try:
+            if self._waiting:
+                self._next()
+                self._resume_reading()
+            if self._out:
+                self._flush()
+        except Exception:  # a fault of ours must not leave those without an answer whose turn comes after this one
+            self._edge.log.exception("fault")
+            self._transport.abort()
 
     def _next(self) -> None:
         while self._waiting and not (self._is_busy or self._is_closing or self._is_paused):

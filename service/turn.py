@@ -79,6 +79,7 @@ class Turn:
         """
         self.began = began = perf_counter()
         jobs = self._jobs
+        # Asked once a turn: what a turn has taken is answered when it ends, whatever comes meanwhile.
         if not jobs and self._recorder.in_flight > self._max_in_flight:
             return 0  # the edge refuses it
         cells = self._cells

@@ -61,6 +61,9 @@ class Wire(asyncio.Transport):
     def close(self) -> None:
         self.is_closed = True
 
+    def abort(self) -> None:
+        self.is_closed = True
+
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
     def can_write_eof(self) -> bool:
@@ -396,6 +399,48 @@ def test_overload_is_told_as_ever(iris: Example) -> None:
     assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
     worker.world.recorder.add_in_flight(-4)
     assert worker.ask_known(request)[0].status == 200
+
+
+NO_THREADS = "can't start new thread"
+METADATA = b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def refuse_threads(*_: object) -> None:
+    raise RuntimeError(NO_THREADS)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_fault_behind_one_answer_leaves_no_other_without_one(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    """Three in one turn, and behind the first a request whose answer ends in a fault."""
+    data = write_request(IRIS, ROW)
+    worker.ask_known(data)
+    if not is_known:
+        worker.door.turn = None
+    monkeypatch.setattr(Connection, "_run_flask", refuse_threads)
+    lines = [worker.connect() for _ in range(3)]
+    worker.door.ready_sockets = 4
+    for connection, _ in lines:
+        worker.read(connection, data)
+    worker.read(lines[0][0], METADATA)
+    worker.loop.run()
+    assert [wire.sent[:12] for _, wire in lines[1:]] == [b"HTTP/1.1 200"] * 2
+    assert [wire.is_closed for _, wire in lines] == [True, False, False]
+    assert any(NO_THREADS in line.get("exc_info", "") for line in worker.world.log_lines)
+
+
+def test_a_thread_that_cannot_be_started_is_overload(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at a limit on processes; the next request is answered again."""
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.door.flask_pool, "submit", refuse_threads)
+        assert worker.ask(METADATA)[0].status == 503
+    assert (worker.door.flask_waiting, worker.door.recorder.in_flight) == (0, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.door.scoring_pool, "submit", refuse_threads)
+        patch.setattr(worker.door.edge, "loop_rows", 3)
+        answer = worker.ask(write_request(IRIS, json.dumps({"instances": [[5.1, 3.5, 1.4, 0.2]] * 4}).encode()))[0]
+    assert (answer.status, len(json.loads(answer.body)["predictions"])) == (200, 4)
 
 
 def test_a_fault_in_scoring_is_a_500_for_each_and_one_traceback(worker: Worker) -> None:
