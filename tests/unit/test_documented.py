@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 METRICS = ROOT / "docs" / "metrics.md"
 API = ROOT / "docs" / "api.md"
+ALERTS = ROOT / "docs" / "alerts.md"
 ALL_ROUTES = (*(route.template for route in ROUTES), *OTHER_ROUTES)
 
 
@@ -52,6 +53,23 @@ def test_every_metric_is_documented_with_type_and_labels(family: Family) -> None
     assert family.kind in row
     for label in family.labels:
         assert f"`{label}`" in row
+
+
+def test_every_alert_has_a_row_that_says_what_to_do() -> None:
+    """Whoever is woken by one finds where to look."""
+    rules = (ROOT / "charts/xgboost-server/templates/prometheusrule.yaml").read_text(encoding="utf-8")
+    alerts = re.findall(r"alert: (\w+)", rules)
+    assert len(alerts) >= 9
+    assert sorted(alerts) == sorted(re.findall(r"^\| `(Scorer\w+)`", ALERTS.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^\| (`.+`) \| (?:INFO|WARNING|ERROR)", ALERTS.read_text("utf-8"), re.MULTILINE)
+)
+def test_log_lines_that_are_documented_are_written(line: str) -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "service").rglob("*.py"))
+    for message in re.findall(r"`([^`]+)`", line):
+        assert f'"{message}"' in source
 
 
 def test_no_metric_is_documented_that_is_not_there() -> None:
