@@ -478,5 +478,7 @@ def make_cases() -> Iterator[tuple[str, bytes, str]]:
 
 
 if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
     for case, content, _ in make_cases():
-        (Path(sys.argv[1]) / case).write_bytes(content)
+        (folder / case).write_bytes(content)
