@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -175,6 +176,15 @@ def read_family(master_pid: int) -> ProcessFamily:
         rss, pss, uss = rss + memory.rss, pss + memory.pss, uss + memory.uss
         processes += 1
     return ProcessFamily(user, system, rss, pss, uss, files, processes)
+
+
+def own_command(module: str, *arguments: str) -> list[str]:
+    """What starts a throw-away process of ours.
+
+    -P: Python would look for modules in the current folder first, and whoever checks a file among downloads would run what
+    lies beside it under the name of a module.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def die_with(parent: int) -> None:

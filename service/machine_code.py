@@ -21,7 +21,6 @@ import os
 import platform
 import struct
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from service.ensemble import write_synced
+from service.machine import own_command
 
 # What the code is made from, by numba and by its constants; a change of any of these makes other code.
 PACKAGE = Path(__file__).parent
@@ -122,7 +122,7 @@ def load_code(folder: Path) -> MachineCode:
 
 def run_compiler(folder: Path) -> None:
     """In a process of its own: numba and LLVM take 100 MB, and what they may do to a process goes with it."""
-    command = [sys.executable, "-m", "service.compiler", str(folder)]
+    command = own_command("service.compiler", str(folder))
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
     except subprocess.TimeoutExpired:

@@ -51,7 +51,7 @@ from service.ensemble.forest import UnsupportedModelError
 from service.ensemble.layouts import pack
 from service.errors import ModelFileError
 from service.golden import Golden, digest_golden, read_golden_file
-from service.machine import die_with
+from service.machine import die_with, own_command
 from service.machine_code import load_code
 from service.predictor import BoosterPredictor, PackedPredictor
 
@@ -172,7 +172,7 @@ def read_packed(folder: Path) -> Packed:
 def run_packing(file: ModelFile, folder: Path | None, reason: str, is_start: bool) -> Packed:
     """In a process of its own, for which XGBoost may be fatal. Without a folder, for the reason given, only admitted."""
     nice = "0" if is_start else str(NICE)
-    command = [sys.executable, "-m", "service.packing", str(file.path), file.digest, str(folder or ""), reason, nice]
+    command = own_command("service.packing", str(file.path), file.digest, str(folder or ""), reason, nice)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PACK_SECONDS, check=False)
     except subprocess.TimeoutExpired:

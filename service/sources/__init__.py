@@ -21,7 +21,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import FetchError
+from service.machine import own_command
 from service.settings import SETTINGS, Settings, Uri
 from service.sources.hosts import AllowList, split_host
 from service.sources.remote import RECORD, Fetched, megabytes
@@ -120,7 +120,7 @@ def find_faults(settings: Settings) -> Iterator[str]:
 
 def ask(arguments: list[str], settings: Settings, report: Report) -> dict[str, Any]:
     """What the process says in the end; kills it if `report` raises."""
-    command = [sys.executable, "-m", "service.sources", *arguments]
+    command = own_command("service.sources", *arguments)
     environ = {**os.environ, **to_environ(settings)}
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environ, text=True) as process:
         try:

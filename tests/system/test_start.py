@@ -90,3 +90,20 @@ def test_gunicorn_started_by_hand_refuses_bad_settings_too() -> None:
     assert done.returncode != 0
     assert "did you mean SCORER_PORT?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_lies_in_the_current_folder_is_not_run(tmp_path: Path) -> None:
+    """Whoever checks a file among downloads must not run what lies beside it under the name of a module."""
+    for name in ("service", "random", "json", "struct"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('code of the current folder runs')")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("xgboost-server"), "check", IRIS],
+        cwd=tmp_path,
+        env=os.environ | {"SCORER_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "packed: kernels of our own" in done.stdout
