@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.ensemble import ARGMAX, ARRAYS, IDENTITY, PLAN, Ensemble, Floats, Ints
+from service.ensemble import ARGMAX, ARRAYS, IDENTITY, PLAN, WIDE_EXP, Ensemble, Floats, Ints
 from service.machine_code import MachineCode, MachineCodeError
 
 FLOAT32 = np.dtype(np.float32)
@@ -170,14 +170,14 @@ def make_record(ensemble: Ensemble, begin: int, end: int, transform: int) -> NDA
         record[name], record[f"{name}_size"] = array.ctypes.data, array.size
     record["features"], record["groups"] = ensemble.meta.features, ensemble.meta.groups
     record["begin"], record["end"] = begin, end
-    record["transform"], record["expf"] = transform, find_expf()
+    record["transform"], record["exp"] = transform, find_function("exp" if transform == WIDE_EXP else "expf")
     return record
 
 
-def find_expf() -> int:
-    """Address of the C library's expf: the one that XGBoost calls, picked for this CPU by the loader."""
+def find_function(name: str) -> int:
+    """Address of a function of the C library: the one that XGBoost calls, picked for this CPU by the loader."""
     library = ctypes.CDLL("libm.so.6" if sys.platform == "linux" else None)
-    address = ctypes.cast(library.expf, ctypes.c_void_p).value
+    address = ctypes.cast(library[name], ctypes.c_void_p).value
     assert address is not None
     return address
 

@@ -112,13 +112,13 @@ def digest_golden(data: bytes) -> str:
 def read_goldens(file: ModelFile, attribute: str | None, contract: Contract) -> list[Golden]:
     """What the file beside the model and the attribute in it hold, or `ModelFileError`."""
     beside = find_golden_file(file.path)
-    texts = [(beside.name, read_file(beside, MOST_BYTES))] if beside else []
+    texts: list[tuple[str, bytes | str]] = [(beside.name, read_file(beside, MOST_BYTES))] if beside else []
     if attribute is not None:
-        texts.append((f"attribute {ATTRIBUTE}", attribute.encode()))
+        texts.append((f"attribute {ATTRIBUTE}", attribute))
     return [read_golden(source, text, file, contract) for source, text in texts]
 
 
-def read_golden(source: str, text: bytes, file: ModelFile, contract: Contract) -> Golden:
+def read_golden(source: str, text: bytes | str, file: ModelFile, contract: Contract) -> Golden:
     def refuse(problem: str) -> ModelFileError:
         return ModelFileError(f"{file.path}: {source}: {problem}")
 

@@ -5,17 +5,19 @@ purpose, and writes down what it found, to the folder and to its standard output
 packed form differs from XGBoost in a single bit, is served by XGBoost, and says so; it is never served wrong. A file that
 kills XGBoost kills only the process.
 
-    <cache>/<digest>-<format>/packed.json       admission record, golden rows, why it is XGBoost if it is, and the
-                                                checksum of the manifest, which has those of the arrays
+    <cache>/<digest>-<format>/packed.json       admission record, golden rows, why it is XGBoost if it is, the checksum
+                                                of the manifest, which has those of the arrays, and its own
     <cache>/<digest>-<format>/ensemble/*.npy    the packed trees
 
 `packed.json` is written last, in one rename: a folder without it does not count, whatever is in it. Where this machine
 stood in the way and not the model, as a compiler that failed, it says so, and the next start packs again; the workers of
-this one do not.
+this one do not. So does a start that finds something damaged.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -56,8 +59,8 @@ from service.machine_code import load_code
 from service.predictor import BoosterPredictor, PackedPredictor
 
 # Ours, of the folder: raise it when packed.json or the comparison changes.
-LAYOUT = 3
-FOUND = "packed.json"
+LAYOUT = 4
+FOUND, LOCK = "packed.json", ".lock"
 PACK_SECONDS = 300
 # Exit code for a file that is refused; standard output has the faults. 65 is EX_DATAERR of sysexits.h.
 REFUSED = 65
@@ -66,6 +69,9 @@ NICE = 5
 # Rows compared: leaves of all of them at once (numbers of nodes cannot round), margins of a sample, each row alone.
 LEAF_ROWS = 2048
 MARGIN_ROWS = 128
+# Of all values in them, 64 MB: models of 10,000 features and more are compared on fewer rows.
+LEAF_VALUES, LEAST_ROWS = 1 << 24, 64
+MOST_FLOAT = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
@@ -101,12 +107,23 @@ class Packed:
         """Whether the next who asks finds it; else there is no cache, or no room in it."""
         return (self.folder / FOUND).exists()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the packed trees, if there are any, are there as they were written."""
+        try:
+            return bool(self.reason) or self._read_ensemble() is not None
+        except (OSError, PackedModelError):
+            return False
+
     def load(self) -> PackedPredictor:
         """The packed trees, mapped, and the kernels; raises whatever stands in the way of them."""
+        ensemble = self._read_ensemble()
+        return PackedPredictor(ensemble, self.record.contract, load_code(kernel_cache(self.folder.parent)))
+
+    def _read_ensemble(self) -> Ensemble:
         if hash_file(self.folder / "ensemble" / MANIFEST) != self.manifest:
             raise PackedModelError(f"{self.folder}: the manifest is not the one that was admitted")
-        code = load_code(kernel_cache(self.folder.parent))
-        return PackedPredictor(read_ensemble(self.folder / "ensemble"), self.record.contract, code)
+        return read_ensemble(self.folder / "ensemble")
 
 
 def kernel_cache(cache: Path) -> Path:
@@ -126,7 +143,7 @@ def find_cache(named: str) -> Path:
 def prepare(file: ModelFile, cache: Path, *, is_start: bool = False) -> Packed:
     """The packed form of this file, admitted and packed now if it was not before; raises `ModelFileError`.
 
-    A start packs again what this machine stood in the way of. Its workers do not: each would wait for it.
+    A start packs again what this machine stood in the way of, or has damaged since. Its workers do not: each would wait for it.
     """
     folder = packed_folder(file.digest, cache)
     try:
@@ -136,7 +153,7 @@ def prepare(file: ModelFile, cache: Path, *, is_start: bool = False) -> Packed:
     golden_digest = digest_golden(read_golden_file(file.path))
     try:
         packed = read_packed(folder)
-        if packed.golden_digest == golden_digest and (packed.is_final or not is_start):
+        if packed.golden_digest == golden_digest and (not is_start or (packed.is_final and packed.is_whole)):
             return packed
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or not whole: packed now
@@ -166,7 +183,14 @@ def verify_cache(cache: Path) -> None:
 
 
 def read_packed(folder: Path) -> Packed:
-    return Packed.from_document(json.loads((folder / FOUND).read_bytes()), folder)
+    document = json.loads((folder / FOUND).read_bytes())
+    if document.pop("sha256") != digest_of(document):
+        raise ValueError(f"{folder / FOUND}: the checksum is another one")
+    return Packed.from_document(document, folder)
+
+
+def digest_of(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def run_packing(file: ModelFile, folder: Path | None, reason: str, is_start: bool) -> Packed:
@@ -179,9 +203,13 @@ def run_packing(file: ModelFile, folder: Path | None, reason: str, is_start: boo
         raise ModelFileError(f"{file.path}: loading it takes longer than {PACK_SECONDS} seconds") from None
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
+        if done.returncode == -signal.SIGKILL:
+            raise ModelFileError(
+                f"{file.path}: the process that loaded it was killed ({name}), perhaps for want of memory"
+            )
         raise ModelFileError(f"{file.path}: loading it kills XGBoost ({name})")
     if done.returncode not in (0, REFUSED):
-        raise ModelFileError((done.stderr.strip().splitlines() or [f"{file.path}: packing failed"])[-1])
+        raise ModelFileError(f"{file.path}: {(done.stderr.strip().splitlines() or ['packing failed'])[-1]}")
     # XGBoost writes its warnings to standard output, too.
     found = json.loads(done.stdout.splitlines()[-1])
     if done.returncode == REFUSED:
@@ -213,14 +241,34 @@ def main(path: str, digest: str, folder: str, reason: str, nice: str = "0") -> N
         "manifest": "",
     }
     if folder:
-        document |= pack_model(admission.predictor, Path(folder))
-        document |= write_packed(Path(folder), document)
+        document |= pack_into(Path(folder), admission.predictor, document)
     print(json.dumps(document))
 
 
 def refuse(faults: Sequence[str]) -> NoReturn:
     print(json.dumps({"faults": faults}))
     sys.exit(REFUSED)
+
+
+def pack_into(folder: Path, predictor: BoosterPredictor, document: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be changed in the document, once the folder has the packed form and the document."""
+    try:
+        with locked(folder):
+            found = pack_model(predictor, folder)
+            return found | write_packed(folder, {**document, **found})
+    except OSError as error:
+        return {"reason": describe(error, folder), "is_final": False}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder for one process at a time, without what one before left that was killed; raises `OSError`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in folder.glob(".*.*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield
 
 
 def pack_model(predictor: BoosterPredictor, folder: Path) -> dict[str, Any]:
@@ -230,7 +278,6 @@ def pack_model(predictor: BoosterPredictor, folder: Path) -> dict[str, Any]:
     except UnsupportedModelError as error:
         return {"reason": error.reason}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_ensemble(ensemble, folder / "ensemble")
         reason = next(find_differences(ensemble, predictor, folder), "")
         return {"reason": reason, "manifest": hash_file(folder / "ensemble" / MANIFEST)}
@@ -249,11 +296,10 @@ def describe(error: Exception, folder: Path) -> str:
 def write_packed(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
     """The reason for XGBoost if that cannot be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         handle, beside = tempfile.mkstemp(prefix=".packed.", dir=folder)
         os.close(handle)
         os.unlink(beside)
-        write_synced(Path(beside), json.dumps(document).encode())
+        write_synced(Path(beside), json.dumps({**document, "sha256": digest_of(document)}).encode())
         os.rename(beside, folder / FOUND)
     except OSError as error:
         return {"reason": describe(error, folder), "is_final": False}
@@ -293,28 +339,37 @@ def make_rows(ensemble: Ensemble) -> Floats:
     """Rows where errors would show: on and beside thresholds of all features at once, missing, extreme, categories."""
     random = np.random.default_rng(0)
     features = ensemble.meta.features
-    rows = np.empty((LEAF_ROWS, features), np.float32)
-    split_features, thresholds = ensemble.thresholds()
-    categories = {int(feature): int(width) for feature, width in ensemble.codes[:, [OF, WIDTH]]}
-    for feature in range(features):
-        own = thresholds[split_features == feature]
-        rows[:, feature] = make_column(random, own if len(own) else np.zeros(1, np.float32), categories.get(feature))
-    rows[random.random(rows.shape) < 0.1] = np.nan
+    count = max(LEAST_ROWS, min(LEAF_ROWS, LEAF_VALUES // features))
+    rows = np.zeros((count, features), np.float32)  # as no split asks for them, most columns of a wide model stay so
+    for feature, thresholds in group_thresholds(ensemble):
+        rows[:, feature] = make_column(random, thresholds, count)
+    for feature, width in ensemble.codes[:, [OF, WIDTH]]:
+        rows[:, feature] = random.integers(0, width + 3, count)  # some that no split knows
+    for row in rows:
+        row[random.random(features, np.float32) < 0.1] = np.nan
     rows[0] = np.nan
-    rows[1], rows[2] = np.finfo(np.float32).max, np.finfo(np.float32).min
+    rows[1], rows[2] = MOST_FLOAT, -MOST_FLOAT
     return rows
 
 
-def make_column(random: np.random.Generator, thresholds: Floats, categories: int | None) -> Floats:
-    """Categories, with some that no split knows; or numbers on, below, above and between the thresholds."""
-    if categories is not None:
-        return random.integers(0, categories + 3, LEAF_ROWS).astype(np.float32)
-    on = random.choice(thresholds, LEAF_ROWS).astype(np.float32)
+def group_thresholds(ensemble: Ensemble) -> Iterator[tuple[int, Floats]]:
+    """Each feature that a numeric split asks for, and its thresholds."""
+    features, thresholds = ensemble.thresholds()
+    if not len(features):
+        return
+    order = np.argsort(features, kind="stable")
+    used, begins = np.unique(features[order], return_index=True)
+    yield from zip(used.tolist(), np.split(thresholds[order], begins[1:]), strict=True)
+
+
+def make_column(random: np.random.Generator, thresholds: Floats, count: int) -> Floats:
+    """Numbers on, below, above and between the thresholds; XGBoost takes no infinity, and one may be the largest float32."""
+    on = random.choice(thresholds, count).astype(np.float32)
     below, above = np.nextafter(on, np.float32(-np.inf)), np.nextafter(on, np.float32(np.inf))
     low, high = float(thresholds.min()) - 1, float(thresholds.max()) + 1
-    between = random.uniform(low, high, LEAF_ROWS).astype(np.float32)
-    column: Floats = np.choose(random.integers(0, 4, LEAF_ROWS), [on, below, above, between])
-    return column
+    between = low + (high - low) * random.random(count)
+    column: Floats = np.choose(random.integers(0, 4, count), [on, below, above, between.astype(np.float32)])
+    return column.clip(-MOST_FLOAT, MOST_FLOAT)
 
 
 if __name__ == "__main__":

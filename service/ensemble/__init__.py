@@ -28,12 +28,12 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
 # Written into the manifest. Raise it when an array's meaning changes: older folders are then packed again.
-FORMAT = 2
+FORMAT = 3
 # In a set, the bit of a missing value; the next one is for all that no set knows, and the categories follow.
 CODE_OF_MISSING, CODE_OF_UNKNOWN, CODE_OF_FIRST = range(3)
 
-# How a margin becomes a score.
-IDENTITY, SIGMOID, EXP, STEP, SOFTMAX, ARGMAX = range(6)
+# How a margin becomes a score; the last of them is `EXP` worked out in double.
+IDENTITY, SIGMOID, EXP, STEP, SOFTMAX, ARGMAX, WIDE_EXP = range(7)
 
 # Columns of the tables, and their widths: kernels read them flat.
 RECORD, TREE, SEGMENT, TEST, CODE = 4, 5, 6, 3, 3
@@ -122,9 +122,9 @@ class Ensemble:
 ARRAYS = tuple(field.name for field in fields(Ensemble) if field.name != "meta")
 
 # What the kernels get to know of an ensemble and of what is wanted of it: trees from begin to end, a transformation, where
-# expf is, and of each array where it is and how many numbers it holds.
+# expf is (or exp, where that is wanted in double), and of each array where it is and how many numbers it holds.
 PLAN = np.dtype(
-    [(name, np.int64) for name in ("features", "groups", "begin", "end", "transform", "expf")]
+    [(name, np.int64) for name in ("features", "groups", "begin", "end", "transform", "exp")]
     + [(name + suffix, np.int64) for name in ARRAYS for suffix in ("", "_size")]
 )
 

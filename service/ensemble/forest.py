@@ -26,6 +26,7 @@ from service.ensemble import (
     SIGMOID,
     SOFTMAX,
     STEP,
+    WIDE_EXP,
     WIDTH,
     Floats,
     Ints,
@@ -50,7 +51,7 @@ TRANSFORMS = {
     "reg:gamma": EXP,
     "reg:tweedie": EXP,
     "survival:cox": EXP,
-    "survival:aft": EXP,
+    "survival:aft": WIDE_EXP,  # the only one for which XGBoost 3.2 calls exp and not expf
     "binary:hinge": STEP,
     "multi:softprob": SOFTMAX,
     "multi:softmax": ARGMAX,
@@ -125,7 +126,7 @@ def to_margin(score: np.float32, transform: int) -> np.float32:
     if transform == SIGMOID:
         score = min(max(score, least), one - least)
         return -call_logf(one / score - one)
-    if transform == EXP:
+    if transform in (EXP, WIDE_EXP):
         return call_logf(score)
     return score
 

@@ -314,7 +314,7 @@ def score_blocks(plan: int, rows: int, count: int, sums: int, scratch: int, widt
             out = floats_at(result, p.groups)
             for g in range(p.groups):
                 out[U(g)] = totals[U(g * BLOCK + i)]
-            transform_row(out, p.transform, p.expf)
+            transform_row(out, p.transform, p.exp)
             result += 4 * p.groups
         row += row_bytes * count
     return 0

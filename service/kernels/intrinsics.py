@@ -87,15 +87,21 @@ def plan_at(context: Any, address: Any) -> Any:
     return plan(types.int64), generate
 
 
-@intrinsic
-def call_expf(context: Any, address: Any, value: Any) -> Any:
-    """What the function at this address gives for a float32."""
-    kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()])
+def make_call(number: Any, kind: Any) -> Any:
+    """A function from an address and a number to what the C function there gives for it."""
+    function = ir.FunctionType(kind, [kind])
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1]])
+    @intrinsic
+    def call(context: Any, address: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.call(builder.inttoptr(args[0], function.as_pointer()), [args[1]])
 
-    return types.float32(types.int64, types.float32), generate
+        return number(types.int64, number), generate
+
+    return call
+
+
+call_expf, call_exp = make_call(types.float32, ir.FloatType()), make_call(types.float64, ir.DoubleType())
 
 
 @inline

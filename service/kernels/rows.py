@@ -250,7 +250,7 @@ def score_rows(plan: int, rows: int, count: int, sums: int, scratch: int) -> int
         else:
             copy_to(base, out)
             add_trees_of_groups(nodes, trees, walk, p.begin, p.end, out)
-        transform_row(out, p.transform, p.expf)
+        transform_row(out, p.transform, p.exp)
         row, result = row + 4 * p.features, result + 4 * p.groups
     return 0
 
@@ -268,7 +268,7 @@ def score_rows_of_any(plan: int, rows: int, count: int, sums: int, scratch: int)
         fill_walk(row_at(row, p.features), codes, words, walk, 0)
         copy_to(base, out)
         add_trees_of_any(nodes, words, trees, vectors, walk, p.begin, p.end, out)
-        transform_row(out, p.transform, p.expf)
+        transform_row(out, p.transform, p.exp)
         row, result = row + 4 * p.features, result + 4 * p.groups
     return 0
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import psutil
 import pytest
 import xgboost
 
-from tests.serving import CANCER, RunningServer, running_server, wait_until
+from tests.serving import CANCER, ROOT, RunningServer, running_server, wait_until
 
 PATH = "/v1/models/breast-cancer:predict"
 GOLDEN = json.loads((CANCER.parent / "golden.json").read_text())
@@ -170,20 +172,55 @@ def test_machine_code_that_is_not_whole_is_compiled_again(tmp_path: Path, damage
     assert file.read_bytes() == whole
 
 
-@pytest.mark.parametrize("name", ["nodes.npy", "manifest.json"])
-def test_a_broken_cache_is_noticed(tmp_path: Path, name: str) -> None:
-    """One flipped byte: the checksum differs, and XGBoost serves rather than something wrong."""
+@pytest.mark.parametrize("name", ["nodes.npy", "manifest.json", "packed.json"])
+def test_a_broken_cache_is_noticed_and_mended(tmp_path: Path, name: str) -> None:
+    """One flipped byte: a worker that starts anew serves through XGBoost rather than something wrong, or as it was told; the
+    next start packs again."""
     cache = tmp_path / "cache"
-    settings = {"SCORER_MODEL": str(CANCER), "SCORER_CACHE_DIR": str(cache)}
+    settings = {"SCORER_MODEL": str(CANCER), "SCORER_CACHE_DIR": str(cache), "WEB_CONCURRENCY": "1"}
     with running_server(None, **settings) as server:
         assert engine_of(server) == "packed"
-    file = next(cache.rglob(name))
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-    with running_server(None, **settings) as server:
-        assert engine_of(server) == "xgboost"
+        file = next(cache.rglob(name))
+        whole = file.read_bytes()
+        data = bytearray(whole)
+        data[len(data) // 2] ^= 1
+        damaged = file.with_name("damaged")
+        damaged.write_bytes(data)
+        damaged.rename(file)  # what is mapped must not change under those who have it
+        os.kill(server.workers()[0], signal.SIGKILL)
+        server.wait_for_starts(2, ready=1)
         assert np.allclose(scores_of(server), GOLDEN["scores"], rtol=1e-6)
+    with running_server(None, **settings) as server:
+        assert engine_of(server) == "packed"
+        assert scores_of(server) == GOLDEN["scores"]
+    assert file.read_bytes() == whole
+
+
+def test_what_a_killed_packing_left_behind_is_removed(tmp_path: Path) -> None:
+    """Else each that is killed would leave another folder, for ever."""
+    settings = {"SCORER_MODEL": str(CANCER), "SCORER_CACHE_DIR": str(tmp_path / "cache")}
+    with running_server(None, **settings):
+        pass
+    folder = next((tmp_path / "cache").rglob("packed.json")).parent
+    (folder / "packed.json").unlink()
+    (folder / ".ensemble.killed").mkdir()
+    (folder / ".ensemble.killed" / "nodes.npy").write_bytes(b"half of it")
+    (folder / ".packed.killed").write_bytes(b"half of it")
+    with running_server(None, **settings) as server:
+        assert engine_of(server) == "packed"
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "ensemble", "packed.json"]
+
+
+def test_processes_that_pack_one_model_at_a_time_wait_for_each_other(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "service.cli", "check", "--json", str(CANCER)]
+    environ = os.environ | {"SCORER_CACHE_DIR": str(tmp_path / "cache")}
+    subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, cwd=ROOT, check=True)  # compiles
+    shutil.rmtree(next((tmp_path / "cache").rglob("packed.json")).parent)
+    checks = [subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, cwd=ROOT) for _ in range(4)]
+    said = [json.loads(check.communicate(timeout=120)[0]) for check in checks]
+    assert [check.returncode for check in checks] == [0] * 4
+    assert [found["reason"] for found in said] == [""] * 4
+    assert [found["engine"] for found in said] == ["packed"] * 4
 
 
 def test_what_cannot_be_packed_is_served_by_xgboost(tmp_path: Path) -> None:

@@ -106,6 +106,16 @@ def test_all_kernels_give_the_same_bits(name: str, choice: str) -> None:
         assert (bits(sample.engine.predict(rows[:count])) == bits(expected[:count])).all()
 
 
+def test_an_accelerated_failure_time_is_exp_in_double() -> None:
+    """XGBoost calls expf for the other objectives: 1 in 2,000 scores would differ in the last bit."""
+    sample = train(KINDS["aft"], seed=1, max_depth=8, eta=0.3)
+    rows = np.random.default_rng(2).normal(size=(30_000, sample.features)).astype(np.float32)
+    matrix = make_matrix(sample, rows)
+    same = bits(sample.booster.predict(matrix, output_margin=True)) == bits(sample.engine.margins(rows)[:, 0])
+    assert len(np.unique(sample.engine.margins(rows)[same])) > 10_000
+    assert (bits(sample.booster.predict(matrix)) == bits(sample.engine.predict(rows)))[same].all()
+
+
 @pytest.mark.parametrize("name", ["squared", "forest-softprob", "dart-forest", "vector", "partition-softprob"])
 def test_rounds_are_those_of_iteration_range(name: str) -> None:
     sample = train(Kind(KINDS[name].params, KINDS[name].label, KINDS[name].categories, (9, 9)), seed=3)
