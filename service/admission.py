@@ -85,6 +85,11 @@ def admit(file: ModelFile) -> Admission:
     again = partial(verify_structure, file.path, reader="as XGBoost reads it: ")
     predictor = BoosterPredictor.from_model_file(file, verify_saved=again)
     learner = document["learner"]
+    if predictor.contract.feature_names != tuple(learner.get("feature_names", ())):
+        # It takes what JSON's escapes stand for, such as \u00f6, for the name itself.
+        raise ModelFileError(
+            f"{file.path}: feature_names: XGBoost reads other names than the file says; save it as .ubj"
+        )
     goldens = read_goldens(file, learner["attributes"].get(ATTRIBUTE), predictor.contract)
     verify_golden(file.path, goldens, predictor)
     booster = learner["gradient_booster"]

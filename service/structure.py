@@ -37,6 +37,8 @@ DELETED = 2**31 - 1
 NO_PARENTS = (-1, 2**31 - 1)
 # Categories from here on go left wherever they are met (`common::InvalidCat`).
 END_OF_CATEGORIES = 1 << 24
+# XGBoost keeps a bit for every category up to the largest one of each set; in a file a set is one number.
+MOST_SET_BYTES = 256 << 20
 FEATURE_TYPES = {"q", "int", "i", "float", "c"}
 OBJECTIVES = {
     "binary:hinge", "binary:logistic", "binary:logitraw", "count:poisson", "multi:softmax", "multi:softprob",
@@ -201,6 +203,8 @@ def check_names(learner: Any, parameters: Parameters | None) -> Iterator[str]:
             yield f"learner: {name}: {len(found)} of {parameters.features} features"
         if name == "feature_names" and len(set(found)) < len(found):
             yield "learner: feature_names: a name is given twice"
+        if name == "feature_names" and any("\0" in text for text in found):
+            yield "learner: feature_names: a name with a NUL, where XGBoost would end it"
         if name == "feature_types" and not set(found) <= FEATURE_TYPES:
             yield f"learner: feature_types: expected {', '.join(sorted(FEATURE_TYPES))}"
 
@@ -561,6 +565,7 @@ def check_vectors(nodes: Nodes, is_leaf: Mask, parameters: Parameters) -> Iterat
 
 def check_sets(nodes: Nodes) -> Iterator[str]:
     """Splits by category: the nodes that have one, in order, and a stretch of the tree's categories for each."""
+    set_bytes = 0
     for number, tree in enumerate(nodes.trees):
         if not tree.columns or not (len(tree.columns["categories_nodes"]) or tree.columns["split_type"].any()):
             continue
@@ -570,8 +575,12 @@ def check_sets(nodes: Nodes) -> Iterator[str]:
             yield f"{place}: categories_nodes: not the nodes whose split_type is 1"
         if (sizes < 1).any() or not np.array_equal(begins, np.cumsum(sizes) - sizes) or sizes.sum() != len(categories):
             yield f"{place}: categories_segments, categories_sizes: not stretches of {len(categories)} categories"
+        elif len(begins):
+            set_bytes += int((np.maximum.reduceat(categories, begins) // 8 + 1).sum())
         if len(categories) and not (categories.min() >= 0 and categories.max() < END_OF_CATEGORIES):
             yield f"{place}: categories: expected numbers from 0 to {END_OF_CATEGORIES - 1}"
+    if set_bytes > MOST_SET_BYTES:
+        yield f"categories: {set_bytes:,} bytes of sets; expected at most {MOST_SET_BYTES:,}"
 
 
 def check_shape(nodes: Nodes, offset: Column, is_leaf: Mask, is_root: Mask, is_deleted: Mask) -> Iterator[str]:

@@ -316,6 +316,7 @@ CHANGES: dict[str, tuple[str, Change, str]] = {
     "names-too-few": ("trees", put("feature_names", value=["a"]), "feature_names: 1 of"),
     "names-are-numbers": ("trees", put("feature_names", value=[1, 2]), "feature_names: expected a list of strings"),
     "names-twice": ("trees", put("feature_names", value=["a"] * 8), "feature_names: a name is given twice"),
+    "name-with-nul": ("trees", put("feature_names", value=["a\0", *"bcdefgh"]), "feature_names: a name with a NUL"),
     "types-unknown": ("trees", put("feature_types", value=["x"] * 8), "feature_types: expected c, float, i, int, q"),
     "category-out-of-range": ("sets", put("categories", 0, value=1 << 24), "categories: expected numbers from 0"),
     "category-negative": ("sets", put("categories", 0, value=-1), "categories: expected numbers from 0"),

@@ -13,10 +13,11 @@ import xgboost
 
 from service.artifact import read_model_file
 from service.engine import Engine
+from service.ensemble.layouts import pack
 from service.errors import ModelFileError
 from service.golden import MOST_ROWS, find_golden_file, read_goldens, verify_golden
-from service.models import LoadedModel, find_file, load_model
-from service.packing import find_cache, kernel_cache, prepare
+from service.models import LoadedModel, create_predictor, find_file, load_model
+from service.packing import LEAF_VALUES, find_cache, kernel_cache, make_rows, prepare
 from service.settings import read_settings
 from tests.apps import Example
 
@@ -189,10 +190,70 @@ def test_a_packed_form_whose_manifest_is_another_is_not_mapped(model: Path, cach
     assert first.predictor.engine == "packed"
     manifest = folder_of(model, cache) / "ensemble" / "manifest.json"
     manifest.write_text(manifest.read_text() + " ")
-    second = load(model, cache)
-    assert second.predictor.engine == "xgboost"
-    assert "not the one that was admitted" in second.predictor.reason
-    shutil.rmtree(folder_of(model, cache))
+    file = read_model_file(model)
+    second = create_predictor(file, prepare(file, cache))
+    assert second.engine == "xgboost"
+    assert "not the one that was admitted" in second.reason
+    assert load(model, cache).predictor.engine == "packed", "a start packs again"
+
+
+@pytest.mark.parametrize("place", ["objective", "binary:", "mean radius", "manifest", "sha256"])
+def test_a_bit_that_is_flipped_in_what_was_found_is_noticed(model: Path, cache: Path, place: str) -> None:
+    """It would be a model with a feature of another name, or one whose golden rows are not reproduced."""
+    first = load(model, cache)
+    path = folder_of(model, cache) / "packed.json"
+    whole = path.read_bytes()
+    at = whole.index(place.encode())
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    assert prepare(read_model_file(model), cache).record == first.record
+    assert path.read_bytes() == whole
+
+
+def test_a_wide_model_is_compared_on_fewer_rows(tmp_path: Path, cache: Path) -> None:
+    """2,048 rows of 50,000 features would take 400 MB, and five times that while they are made."""
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(60, 50_000)).astype(np.float32)
+    booster = xgboost.train({"nthread": 1, "max_depth": 2}, xgboost.DMatrix(rows, rows[:, 40_000], nthread=1), 2)
+    assert make_rows(pack(booster.save_raw("ubj"))).nbytes <= 4 * LEAF_VALUES
+    booster.save_model(tmp_path / "model.ubj")
+    assert load(tmp_path / "model.ubj", cache).predictor.engine == "packed"
+
+
+def test_a_threshold_at_the_largest_number_is_packed(tmp_path: Path, cache: Path) -> None:
+    """The number stands for missing in some data."""
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(500, 3)).astype(np.float32)
+    rows[::2, 0] = np.finfo(np.float32).max
+    booster = xgboost.train({"nthread": 1, "max_depth": 4}, xgboost.DMatrix(rows, rows[:, 0] > 1e37, nthread=1), 4)
+    booster.save_model(tmp_path / "model.ubj")
+    _, thresholds = pack(booster.save_raw("ubj")).thresholds()
+    assert thresholds.max() == np.finfo(np.float32).max
+    assert load(tmp_path / "model.ubj", cache).predictor.engine == "packed"
+
+
+def test_names_that_xgboost_reads_otherwise_are_refused(tmp_path: Path, cache: Path) -> None:
+    """It does not know JSON's escapes for letters; callers would have to send what they never named a feature."""
+    rows = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+    matrix = xgboost.DMatrix(rows, rows[:, 0], feature_names=["größe", "b"], nthread=1)
+    booster = xgboost.train({"nthread": 1}, matrix, 2)
+    path = tmp_path / "model.json"
+    raw = bytes(booster.save_raw("json"))
+    path.write_bytes(raw)
+    assert load(path, cache).predictor.contract.feature_names == ("größe", "b")
+    path.write_text(json.dumps(json.loads(raw)))
+    with pytest.raises(ModelFileError, match="feature_names: XGBoost reads other names"):
+        load(path, cache)
+
+
+def test_golden_rows_that_are_no_text_are_a_fault(tmp_path: Path, cache: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+    booster = xgboost.train({"nthread": 1}, xgboost.DMatrix(rows, rows[:, 0], nthread=1), 2)
+    document = json.loads(booster.save_raw("json"))
+    document["learner"]["attributes"]["scorer_golden"] = "\ud800"
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ModelFileError, match="attribute scorer_golden: not JSON"):
+        load(path, cache)
 
 
 def test_what_was_admitted_is_remembered(model: Path, cache: Path) -> None:
