@@ -30,8 +30,8 @@ KSERVE_MODELS = "/mnt/models"
 # Of the environment, what concerns the commands that are given a model: the rest is the server's.
 KEPT = ("SCORER_CACHE_DIR", "SCORER_MODEL_HTTPS_HOSTS", "SCORER_MODEL_MAX_BYTES", "SCORER_FETCH_TIMEOUT_SECONDS")
 
-# Columns in which a digest and its name are one word; a terminal that is narrower breaks them where it must.
-WHOLE_DIGEST = 92
+# Longer lines are hard to read. Where nobody's terminal is narrower, a digest stays one word.
+MOST_COLUMNS = 120
 
 if TYPE_CHECKING:
     from service.batch import Contract
@@ -245,7 +245,8 @@ class Bar:
 
 
 def definition_list(title: str, rows: list[tuple[str, str]]) -> str:
-    formatter = click.HelpFormatter(width=max(WHOLE_DIGEST, min(shutil.get_terminal_size().columns, 120)))
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else MOST_COLUMNS
+    formatter = click.HelpFormatter(width=min(columns, MOST_COLUMNS))
     with formatter.section(title):
         formatter.write_dl(rows)
     return formatter.getvalue().rstrip()

@@ -48,6 +48,7 @@ def test_check_says_what_a_good_model_expects(iris: Example) -> None:
     result = run("check", str(iris.path))
     assert result.exit_code == 0
     assert result.stderr == ""
+    assert f"sha256:{iris.model.identity.digest}\n" in result.stdout, "in one piece, to be copied"
     said = words(result.stdout)
     for expected in (
         f"{iris.path} can be served",
