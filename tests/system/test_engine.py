@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -212,15 +212,27 @@ def test_what_a_killed_packing_left_behind_is_removed(tmp_path: Path) -> None:
 
 
 def test_processes_that_pack_one_model_at_a_time_wait_for_each_other(tmp_path: Path) -> None:
+    """Each would put aside what the other writes, and one of them end in XGBoost."""
     command = [sys.executable, "-m", "service.cli", "check", "--json", str(CANCER)]
     environ = os.environ | {"SCORER_CACHE_DIR": str(tmp_path / "cache")}
     subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, cwd=ROOT, check=True)  # compiles
-    shutil.rmtree(next((tmp_path / "cache").rglob("packed.json")).parent)
-    checks = [subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, cwd=ROOT) for _ in range(4)]
-    said = [json.loads(check.communicate(timeout=120)[0]) for check in checks]
-    assert [check.returncode for check in checks] == [0] * 4
-    assert [found["reason"] for found in said] == [""] * 4
-    assert [found["engine"] for found in said] == ["packed"] * 4
+    packed = next((tmp_path / "cache").rglob("packed.json"))
+    packed.unlink()
+    with (packed.parent / ".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, cwd=ROOT) as check:
+            wait_until(lambda: waits_for_a_lock(psutil.Process(check.pid).children()))
+            assert not packed.exists()
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            found = json.loads(check.communicate(timeout=60)[0])
+    assert (found["engine"], found["reason"]) == ("packed", "")
+    assert packed.exists()
+
+
+def waits_for_a_lock(processes: list[psutil.Process]) -> bool:
+    """As proc(5) has it: `1: -> FLOCK ADVISORY WRITE <pid> …`."""
+    waiting = [line.split()[5] for line in Path("/proc/locks").read_text().splitlines() if "-> FLOCK" in line]
+    return any(str(process.pid) in waiting for process in processes)
 
 
 def test_what_cannot_be_packed_is_served_by_xgboost(tmp_path: Path) -> None:
