@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 ROOT = Path(__file__).parents[1]
 IRIS = ROOT / "examples" / "iris" / "model.ubj"
 CANCER = ROOT / "examples" / "breast-cancer" / "model.ubj"
-START_SECONDS = 60
+START_SECONDS = 180
 
 
 @dataclass
@@ -79,6 +79,11 @@ class RunningServer:
         wanted = set(labels.items())
         return sum(value for (found, its), value in self.samples().items() if found == name and wanted <= set(its))
 
+    def wait_for_total(self, wanted: float, name: str, **labels: str) -> None:
+        """Until that many are counted: a worker counts an answer when it has sent it, and a sibling may be asked before."""
+        wait_until(lambda: self.total(name, **labels) >= wanted)
+        assert self.total(name, **labels) == wanted
+
     def wait_for_starts(self, starts: int, ready: int, seconds: float = 30) -> None:
         """Until so many workers were started since the server was, and so many of them score.
 
@@ -114,6 +119,13 @@ def is_worker(child: psutil.Process) -> bool:
         return not {"service.packing", "service.sources"} & set(child.cmdline())
     except psutil.NoSuchProcess:
         return False
+
+
+def has_gone(process: psutil.Process) -> bool:
+    """Whether it runs no more; it may be gone between two looks at it."""
+    with suppress(psutil.NoSuchProcess):
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def free_port() -> int:

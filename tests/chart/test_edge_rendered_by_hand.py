@@ -64,7 +64,8 @@ class Pod:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.requests: list[bytes] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -75,11 +76,17 @@ class Pod:
         with connection, contextlib.suppress(OSError):
             request = b""
             while not request.endswith(ROW):
-                request += connection.recv(65536)
+                piece = connection.recv(65536)
+                if not piece:
+                    return
+                request += piece
             self.requests.append(request)
             self._behave(connection, request)
 
     def close(self) -> None:
+        """Not before its thread has let go: one that is about to accept would accept for whoever gets the descriptor next."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join()
         self._listener.close()
 
 

@@ -9,5 +9,6 @@ from tests.serving import RunningServer, running_server
 
 @pytest.fixture(scope="session")
 def corpus_server() -> Iterator[RunningServer]:
-    with running_server(WEB_CONCURRENCY="1", SCORER_MAX_BODY_BYTES="65536") as server:
+    limits = {"SCORER_MAX_BODY_BYTES": "65536", "SCORER_READ_TIMEOUT_SECONDS": "60"}
+    with running_server(None, WEB_CONCURRENCY="1", **limits) as server:
         yield server

@@ -28,7 +28,7 @@ import pytest
 CORPUS = Path(__file__).parent / "corpus"
 CASES = sorted(CORPUS.glob("*/*.http"))
 
-READ_TIMEOUT_SECONDS = 5.0
+READ_TIMEOUT_SECONDS = 30.0
 ONE_MORE = b"GET /livez HTTP/1.1\r\nHost: scorer.example\r\nConnection: close\r\n\r\n"
 
 STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9]) [\t\x20-\x7e]*\r\n")

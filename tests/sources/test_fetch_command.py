@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.serving import IRIS, ROOT, wait_until
+from tests.serving import IRIS, ROOT, has_gone, wait_until
 from tests.sources.places import MEGABYTE, files_in, make_model
 from tests.sources.servers import BUCKET, Handler, HttpsServer, Moto, Proxy, drip, file_of, running_proxy, status
 
@@ -191,7 +191,7 @@ def test_a_fetch_that_is_stopped_leaves_nothing_behind(
         (fetcher,) = psutil.Process(process.pid).children()
         process.send_signal(number)
         process.wait(30)
-    wait_until(lambda: not fetcher.is_running() or fetcher.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: has_gone(fetcher))
     proxy.release.set()
     assert files_in(tmp_path) in ([], [".fetching/model.ubj"])
     assert fetch(f"s3://{BUCKET}/model.ubj", tmp_path).returncode == 0

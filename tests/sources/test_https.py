@@ -216,7 +216,7 @@ def test_a_length_that_never_arrives_is_an_error(https: HttpsServer, tmp_path: P
 def test_one_byte_now_and_then_is_given_up(https: HttpsServer, tmp_path: Path) -> None:
     """The connection lives and the bytes come; at that pace the model would take days."""
     https.answers[PATH] = drip(b"{" * 200, 0.02, declared=MEGABYTE)
-    error = refusal(https, tmp_path, stall_seconds=0.2, stall_bytes=1000, attempts=2)
+    error = refusal(https, tmp_path, stall_seconds=1.0, stall_bytes=1000, attempts=2)
     assert "too slow" in error.reason
     assert "expected at least 1,000" in error.reason
     assert error.is_temporary

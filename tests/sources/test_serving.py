@@ -110,6 +110,7 @@ def test_the_digest_of_what_was_fetched_is_everywhere(proxy: Proxy, cache: str) 
         assert server.request("/v1/models/iris").json()["digest"] == f"sha256:{DIGEST}"
         assert server.request("/v2/models/iris").json()["parameters"]["digest"] == f"sha256:{DIGEST}"
         assert server.total("scorer_model_info", digest=DIGEST) == 2
+        wait_until(lambda: len(events(server, "serving")) == 2)
         assert {line["digest"] for line in events(server, "serving")} == {DIGEST}
 
 
@@ -240,7 +241,8 @@ def test_a_restart_with_the_same_model_in_the_store_downloads_nothing(proxy: Pro
 def test_breaks_on_the_way_are_in_the_log(proxy: Proxy, cache: str) -> None:
     proxy.break_after, proxy.breaks = 20_000, 1
     with running_server(SCORER_MODEL=URI, SCORER_CACHE_DIR=cache) as server:
-        (line,) = events(server, "fetching the model")
+        # But for how far it is, every five seconds.
+        (line,) = (line for line in events(server, "fetching the model") if "reason" in line)
     assert "the connection broke" in str(line["reason"])
     assert "again in" in str(line["reason"])
 

@@ -27,7 +27,7 @@ import psutil
 import pytest
 import xgboost
 
-from tests.serving import IRIS, ROOT, Answer, RunningServer, free_port, running_server, wait_until
+from tests.serving import IRIS, ROOT, Answer, RunningServer, free_port, has_gone, running_server, wait_until
 from tests.system.load import Load
 
 WORKERS = "4"
@@ -358,7 +358,9 @@ def test_a_source_that_is_gone_is_shown_and_what_was_served_goes_on(serving: Ser
     """The next start would fail: somebody should know."""
     with serving(models, poll=OFTEN) as server:
         models.rename(models.with_name("away"))
-        wait_until(lambda: server.total("scorer_model_refused") == 1)
+        # The last that is done: the metric says so before the pointer is written.
+        wait_for_event(server, "model refused")
+        assert server.total("scorer_model_refused") == 1
         assert index(server)[1] == {
             "name": "churn",
             "version": "",
@@ -514,7 +516,7 @@ def test_a_worker_that_is_killed_while_it_has_a_version_packed_is_succeeded(serv
         elected = packing.ppid()
         assert elected in server.workers()
         os.kill(elected, signal.SIGKILL)
-        wait_until(lambda: not packing.is_running() or packing.status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: has_gone(packing))
         wait_for_event(server, "swap done")
         assert served(server) == {large(3).digest}
         assert server.total("scorer_workers", state="ready") == 4
@@ -600,7 +602,7 @@ def test_kills_at_random_moments_of_swaps_end_in_one_version(serving: Serving, m
         wait_until(lambda: states(server) == {"8": "READY"}, 60)
         assert served(server) == {version(8).digest}
         wait_until(lambda: server.total("scorer_workers", state="ready") == 4)
-        assert not server.process.poll()
+        assert server.process.poll() is None
 
 
 def test_what_a_killed_server_leaves_is_removed_by_the_next(serving: Serving, models: Path) -> None:

@@ -69,4 +69,4 @@ def test_everybody_gets_the_scores_of_their_own_rows(server: RunningServer, canc
                 assert (response.status, response.getheader("X-Request-Id")) == (200, request_id), body
                 scores = np.array(read_scores(path, body), np.float32)
                 assert scores.tobytes() == cancer.scores[start : start + count].tobytes()
-    assert server.total("scorer_rows_total") - before == sent
+    server.wait_for_total(before + sent, "scorer_rows_total")

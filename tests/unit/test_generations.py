@@ -138,7 +138,8 @@ def test_of_two_only_one_has_the_lock(run: RunFolder) -> None:
 
 def test_a_lock_ends_with_its_holder(run: RunFolder) -> None:
     script = "import fcntl, os, signal, sys; fcntl.flock(open(sys.argv[1], 'r+'), 2); os.kill(os.getpid(), 9)"
-    subprocess.run([sys.executable, "-c", script, str(run.path / SWAP)], check=False)
+    done = subprocess.run([sys.executable, "-c", script, str(run.path / SWAP)], check=False)
+    assert done.returncode == -9, "it had the lock"
     with run.lock(SWAP) as is_ours:
         assert is_ours
 
