@@ -121,7 +121,7 @@ def read_json(text: bytes) -> Any:
 def not_json(error: orjson.JSONDecodeError, text: bytes) -> MalformedBodyError:
     if not text.strip():
         return MalformedBodyError("the body is empty; expected JSON")
-    if "UTF-8" in error.msg:  # orjson 3.13 says where not, and names Python's own type
+    if "not valid UTF-8" in error.msg:  # in orjson 3.13 with the name of Python's own type
         return MalformedBodyError("the body is not UTF-8; expected JSON in UTF-8")
     return MalformedBodyError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}")
 
